@@ -1,0 +1,109 @@
+"""The T5 v1.1 encoder (transformers' T5EncoderModel; arXiv:1910.10683), run as Flux runs it: without a mask."""
+
+import math
+
+import torch
+from transformers import T5Config
+
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.checkpoint import CheckpointError
+from tt_flux_kontext.models.layers import Embedding, Linear, RMSNorm, biased_attention, upload
+from tt_flux_kontext.models.weights import Weights
+
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+
+
+def t5_config(config: dict) -> T5Config:
+    """transformers' config of the checkpoint's text_encoder_2/config.json; `CheckpointError` where TT-NN can't run it."""
+    result = T5Config.from_dict(config)
+    if result.d_kv % 32:
+        raise CheckpointError(f"text_encoder_2/config.json: d_kv ({result.d_kv}) must be a multiple of 32.")
+    if result.dense_act_fn not in _ACTIVATIONS:
+        raise CheckpointError(f"text_encoder_2/config.json: activation {result.dense_act_fn} is not supported.")
+    return result
+
+
+def relative_position_buckets(tokens: int, buckets: int, max_distance: int) -> torch.Tensor:
+    """Bucket of every (query, key) pair, int64 [tokens, tokens].
+
+    Half of the buckets are for keys after the query. In each half the first half holds one distance each; the others
+    grow logarithmically up to max_distance, and the last holds all beyond.
+    """
+    position = torch.arange(tokens)
+    offset = position[None, :] - position[:, None]
+    distance = offset.abs()
+    half, exact = buckets // 2, buckets // 4
+    growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (growth * (half - exact)).long()).clamp(max=half - 1)
+    return torch.where(distance < exact, distance, far) + half * (offset > 0)
+
+
+class T5Layer:
+    """Self-attention and feed-forward, each behind an RMS norm and added to its input."""
+
+    def __init__(self, config: T5Config, weights: Weights):
+        dim, inner = config.d_model, config.num_heads * config.d_kv
+        attention, feed_forward = weights.at("layer.0.SelfAttention"), weights.at("layer.1.DenseReluDense")
+        activation = _ACTIVATIONS[config.dense_act_fn]
+        self.heads = config.num_heads
+        self.attention_norm = RMSNorm(weights, "layer.0.layer_norm", dim, config.layer_norm_epsilon)
+        self.qkv = Linear(attention, "q", "k", "v", in_features=dim, out_features=inner, bias=False)
+        self.out = Linear(attention, "o", in_features=inner, out_features=dim, bias=False)
+        self.feed_forward_norm = RMSNorm(weights, "layer.1.layer_norm", dim, config.layer_norm_epsilon)
+        width = {"in_features": dim, "out_features": config.d_ff, "bias": False}
+        if config.is_gated_act:
+            self.wi = Linear(feed_forward, "wi_0", activation=activation, **width)
+            self.gate = Linear(feed_forward, "wi_1", **width)
+        else:
+            self.wi = Linear(feed_forward, "wi", activation=activation, **width)
+            self.gate = None
+        self.wo = Linear(feed_forward, "wo", in_features=config.d_ff, out_features=dim, bias=False)
+        self.compute_config = weights.compute_config
+
+    def __call__(self, x: "ttnn.Tensor", position_bias: "ttnn.Tensor") -> "ttnn.Tensor":
+        """x: [1, 1, S, d_model]. position_bias: [1, heads, S, S]. Scores are not scaled by 1 / sqrt(d_kv) in T5."""
+        qkv = self.qkv(self.attention_norm(x))
+        x = ttnn.add(x, self.out(biased_attention(qkv, position_bias, self.heads, self.compute_config)))
+        normed = self.feed_forward_norm(x)
+        hidden = self.wi(normed)
+        if self.gate:
+            hidden = ttnn.multiply(hidden, self.gate(normed))
+        return ttnn.add(x, self.wo(hidden))
+
+
+class T5Encoder:
+    """From token ids to the context of the transformer."""
+
+    def __init__(self, config: T5Config, weights: Weights):
+        self.config = config
+        self.device = weights.device
+        embedding = weights.either("shared.weight", "encoder.embed_tokens.weight").removesuffix(".weight")
+        self.embedding = Embedding(weights, embedding, config.vocab_size, config.d_model)
+        self.layers = [T5Layer(config, weights.at(f"encoder.block.{i}")) for i in range(config.num_layers)]
+        self.relative_attention_bias = Embedding(
+            weights,
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+            config.relative_attention_num_buckets,
+            config.num_heads,
+        )
+        self.final_layer_norm = RMSNorm(
+            weights, "encoder.final_layer_norm", config.d_model, config.layer_norm_epsilon
+        )
+
+    def position_bias(self, tokens: int) -> "ttnn.Tensor":
+        """The bias that all layers add to their scores, [1, heads, tokens, tokens]."""
+        buckets = relative_position_buckets(
+            tokens, self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
+        )
+        bias = self.relative_attention_bias(upload(buckets, self.device, ttnn.uint32, tiled=False))
+        return ttnn.reshape(ttnn.permute(bias, (2, 0, 1)), (1, self.config.num_heads, tokens, tokens))
+
+    def __call__(self, ids: torch.Tensor) -> "ttnn.Tensor":
+        """ids: int64 [S], padding included. Returns the last hidden state, bfloat16 [1, 1, S, d_model]."""
+        tokens = len(ids)
+        position_bias = self.position_bias(tokens)
+        x = self.embedding(upload(ids[None], self.device, ttnn.uint32, tiled=False))
+        x = ttnn.reshape(x, (1, 1, tokens, self.config.d_model))
+        for layer in self.layers:
+            x = layer(x, position_bias)
+        return self.final_layer_norm(x)

@@ -1,0 +1,335 @@
+"""The variational autoencoder (diffusers' AutoencoderKL): pictures to latents and back."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.checkpoint import CheckpointError
+from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads, upload
+from tt_flux_kontext.models.weights import Weights
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Fields of the checkpoint's vae/config.json, with diffusers' names and defaults."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    @classmethod
+    def from_dict(cls, config: dict) -> "VAEConfig":
+        """Raises `CheckpointError` for a value that this VAE can't have on TT-NN."""
+        fields = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
+        fields["block_out_channels"] = tuple(fields.get("block_out_channels", cls.block_out_channels))
+        kinds = {*config.get("down_block_types", ()), *config.get("up_block_types", ()), config.get("act_fn", "silu")}
+        if kinds - {"DownEncoderBlock2D", "UpDecoderBlock2D", "silu"}:
+            raise CheckpointError(f"vae/config.json: block types and act_fn {sorted(kinds)} are not those of Flux.")
+        result = cls(**fields)
+        if any(channels % 32 or channels % result.norm_num_groups for channels in result.block_out_channels):
+            raise CheckpointError(
+                f"vae/config.json: block_out_channels {list(result.block_out_channels)} must be multiples of 32 and "
+                f"of norm_num_groups ({result.norm_num_groups})."
+            )
+        return result
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels along an edge of the picture for one latent."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class FeatureMap(NamedTuple):
+    """A map of height x width positions: values [1, 1, height width, channels]."""
+
+    values: "ttnn.Tensor"
+    height: int
+    width: int
+
+
+class Conv2d:
+    """torch.nn.Conv2d, with padding as (top, bottom, left, right).
+
+    TT-NN arranges the weights for the size of the map at hand; they stay so until another size comes.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        name: str,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        padding: tuple[int, int, int, int] = (1, 1, 1, 1),
+    ):
+        self.host_weight = weights.host(f"{name}.weight", (out_channels, in_channels, kernel, kernel))
+        self.host_bias = weights.host(f"{name}.bias", (out_channels,), view=(1, 1, 1, out_channels))
+        self.geometry = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": (kernel, kernel),
+            "stride": (stride, stride),
+            "padding": padding,
+        }
+        self.device = weights.device
+        self.compute_config = weights.compute_config
+        self.prepared_for = None
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        if self.prepared_for != (x.height, x.width):
+            self.weight, self.bias = self.host_weight, self.host_bias
+        values, (height, width), (self.weight, self.bias) = ttnn.conv2d(
+            input_tensor=x.values,
+            weight_tensor=self.weight,
+            bias_tensor=self.bias,
+            device=self.device,
+            batch_size=1,
+            input_height=x.height,
+            input_width=x.width,
+            dtype=ttnn.bfloat16,
+            compute_config=self.compute_config,
+            return_output_dim=True,
+            return_weights_and_bias=True,
+            **self.geometry,
+        )
+        self.prepared_for = (x.height, x.width)
+        return FeatureMap(values, height, width)
+
+
+class GroupNorm:
+    """torch.nn.GroupNorm. Like a convolution's, its parameters are arranged for the size of the map at hand."""
+
+    def __init__(self, config: VAEConfig, weights: Weights, name: str, channels: int):
+        self.channels = channels
+        self.groups = config.norm_num_groups
+        self.weight = weights.torch(f"{name}.weight", (channels,))
+        self.bias = weights.torch(f"{name}.bias", (channels,))
+        self.device = weights.device
+        self.compute_config = weights.compute_config
+        self.prepared_for = None
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        size = x.height * x.width
+        if self.prepared_for != size:
+            self.grid = ttnn.determine_expected_group_norm_dram_grid_size(
+                device=self.device, num_channels=self.channels, num_groups=self.groups, input_nhw=size
+            )
+            self.parameters, self.mask = ttnn.dram_group_norm_params_from_torch(
+                [self.weight, self.bias],
+                self.channels,
+                self.groups,
+                device=self.device,
+                core_grid=self.grid,
+                return_mask=True,
+            )
+            self.prepared_for = size
+        weight, bias = self.parameters
+        values = ttnn.group_norm(
+            x.values,
+            num_groups=self.groups,
+            epsilon=EPS,
+            input_mask=self.mask,
+            weight=weight,
+            bias=bias,
+            core_grid=self.grid,
+            inplace=False,
+            output_layout=ttnn.TILE_LAYOUT,
+            num_out_blocks=-1,
+            compute_kernel_config=self.compute_config,
+        )
+        return x._replace(values=values)
+
+
+def silu(x: FeatureMap) -> FeatureMap:
+    return x._replace(values=ttnn.silu(x.values))
+
+
+def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:
+    return a._replace(values=ttnn.add(a.values, b.values))
+
+
+class ResnetBlock:
+    """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1x1 convolution where channels change (ResnetBlock2D)."""
+
+    def __init__(self, config: VAEConfig, weights: Weights, in_channels: int, out_channels: int):
+        self.norm1 = GroupNorm(config, weights, "norm1", in_channels)
+        self.conv1 = Conv2d(weights, "conv1", in_channels, out_channels)
+        self.norm2 = GroupNorm(config, weights, "norm2", out_channels)
+        self.conv2 = Conv2d(weights, "conv2", out_channels, out_channels)
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = Conv2d(
+                weights, "conv_shortcut", in_channels, out_channels, kernel=1, padding=(0, 0, 0, 0)
+            )
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        hidden = self.conv1(silu(self.norm1(x)))
+        hidden = self.conv2(silu(self.norm2(hidden)))
+        return add(self.shortcut(x) if self.shortcut else x, hidden)
+
+
+class AttentionBlock:
+    """Self-attention of all positions, one head as wide as the channels, added to its input (diffusers' Attention)."""
+
+    def __init__(self, config: VAEConfig, weights: Weights, channels: int):
+        self.norm = GroupNorm(config, weights, "group_norm", channels)
+        self.qkv = Linear(weights, "to_q", "to_k", "to_v", in_features=channels, out_features=channels)
+        self.out = Linear(weights, "to_out.0", in_features=channels, out_features=channels)
+        self.compute_config = weights.compute_config
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        query, key, value = split_heads(self.qkv(self.norm(x).values), heads=1)
+        attention = ttnn.transformer.scaled_dot_product_attention(
+            query, key, value, is_causal=False, compute_kernel_config=self.compute_config
+        )
+        return x._replace(values=ttnn.add(x.values, self.out(merge_heads(attention))))
+
+
+class Downsample:
+    """Half the size, by a strided convolution padded at the right and the bottom only (Downsample2D with padding 0)."""
+
+    def __init__(self, weights: Weights, channels: int):
+        self.conv = Conv2d(weights, "downsamplers.0.conv", channels, channels, stride=2, padding=(0, 1, 0, 1))
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        return self.conv(x)
+
+
+class Upsample:
+    """Twice the size, by repeating positions, then a convolution (Upsample2D)."""
+
+    def __init__(self, weights: Weights, channels: int):
+        self.channels = channels
+        self.conv = Conv2d(weights, "upsamplers.0.conv", channels, channels)
+
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        height, width = 2 * x.height, 2 * x.width
+        values = ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)
+        values = ttnn.upsample(ttnn.reshape(values, (1, x.height, x.width, self.channels)), 2)
+        values = ttnn.reshape(values, (1, 1, height * width, self.channels))
+        return self.conv(FeatureMap(values, height, width))
+
+
+def _mid_block(config: VAEConfig, weights: Weights, channels: int) -> list:
+    """UNetMidBlock2D."""
+    blocks = [ResnetBlock(config, weights.at("resnets.0"), channels, channels)]
+    if config.mid_block_add_attention:
+        blocks.append(AttentionBlock(config, weights.at("attentions.0"), channels))
+    return [*blocks, ResnetBlock(config, weights.at("resnets.1"), channels, channels)]
+
+
+class Encoder:
+    """A picture to packed latents."""
+
+    def __init__(self, config: VAEConfig, weights: Weights):
+        self.config = config
+        self.device = weights.device
+        encoder, widths = weights.at("encoder"), config.block_out_channels
+        self.blocks = [Conv2d(encoder, "conv_in", config.in_channels, widths[0])]
+        channels = widths[0]
+        for level, width in enumerate(widths):
+            block = encoder.at(f"down_blocks.{level}")
+            for i in range(config.layers_per_block):
+                self.blocks.append(ResnetBlock(config, block.at(f"resnets.{i}"), channels, width))
+                channels = width
+            if level < len(widths) - 1:
+                self.blocks.append(Downsample(block, width))
+        self.blocks += _mid_block(config, encoder.at("mid_block"), channels)
+        moments = 2 * config.latent_channels
+        self.blocks += [
+            GroupNorm(config, encoder, "conv_norm_out", channels),
+            silu,
+            Conv2d(encoder, "conv_out", channels, moments),
+        ]
+        if config.use_quant_conv:
+            self.blocks.append(Conv2d(weights, "quant_conv", moments, moments, kernel=1, padding=(0, 0, 0, 0)))
+
+    def moments(self, image: torch.Tensor) -> FeatureMap:
+        """image: float [channels, height, width], -1 to 1. Returns mean and log variance side by side."""
+        channels, height, width = image.shape
+        values = image.permute(1, 2, 0).reshape(1, 1, height * width, channels)
+        x = FeatureMap(upload(values, self.device, ttnn.bfloat16), height, width)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def __call__(self, image: torch.Tensor) -> "ttnn.Tensor":
+        """The mode of the posterior, shifted and scaled for the transformer, packed: bfloat16 [1, 1, tokens, 4 C]."""
+        channels = self.config.latent_channels
+        x = self.moments(image)
+        mean = ttnn.slice(x.values, [0, 0, 0, 0], [1, 1, x.height * x.width, channels])
+        latents = ttnn.multiply(ttnn.subtract(mean, self.config.shift_factor or 0.0), self.config.scaling_factor)
+        return pack(x._replace(values=latents), channels)
+
+
+class Decoder:
+    """Packed latents to a picture."""
+
+    def __init__(self, config: VAEConfig, weights: Weights):
+        self.config = config
+        decoder, widths = weights.at("decoder"), config.block_out_channels[::-1]
+        channels, latents = widths[0], config.latent_channels
+        self.blocks = []
+        if config.use_post_quant_conv:
+            self.blocks.append(Conv2d(weights, "post_quant_conv", latents, latents, kernel=1, padding=(0, 0, 0, 0)))
+        self.blocks.append(Conv2d(decoder, "conv_in", latents, channels))
+        self.blocks += _mid_block(config, decoder.at("mid_block"), channels)
+        for level, width in enumerate(widths):
+            block = decoder.at(f"up_blocks.{level}")
+            for i in range(config.layers_per_block + 1):
+                self.blocks.append(ResnetBlock(config, block.at(f"resnets.{i}"), channels, width))
+                channels = width
+            if level < len(widths) - 1:
+                self.blocks.append(Upsample(block, width))
+        self.blocks += [
+            GroupNorm(config, decoder, "conv_norm_out", channels),
+            silu,
+            Conv2d(decoder, "conv_out", channels, config.out_channels),
+        ]
+
+    def decode(self, latents: FeatureMap) -> torch.Tensor:
+        """latents: bfloat16, as the encoder's mean. Returns float32 [channels, height, width], about -1 to 1."""
+        x = latents
+        for block in self.blocks:
+            x = block(x)
+        values = ttnn.to_torch(x.values).float()
+        return values.reshape(x.height, x.width, self.config.out_channels).permute(2, 0, 1)
+
+    def __call__(self, latents: "ttnn.Tensor", height: int, width: int) -> torch.Tensor:
+        """latents: float32 [1, 1, tokens, 4 C] from the transformer, of a picture of height x width pixels."""
+        scale = self.config.scale_factor
+        x = unpack(latents, height // scale, width // scale)
+        values = ttnn.add(ttnn.multiply(x.values, 1 / self.config.scaling_factor), self.config.shift_factor or 0.0)
+        return self.decode(x._replace(values=ttnn.typecast(values, ttnn.bfloat16)))
+
+
+def pack(x: FeatureMap, channels: int) -> "ttnn.Tensor":
+    """Squares of 2 x 2 latents as tokens: [1, 1, (height / 2) (width / 2), 4 channels], ordered (channel, row, column)."""
+    rows, columns = x.height // 2, x.width // 2
+    values = ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)
+    values = ttnn.permute(ttnn.reshape(values, (rows, 2, columns, 2, channels)), (0, 2, 4, 1, 3))
+    values = ttnn.reshape(values, (1, 1, rows * columns, 4 * channels))
+    return ttnn.to_layout(values, ttnn.TILE_LAYOUT)
+
+
+def unpack(tokens: "ttnn.Tensor", height: int, width: int) -> FeatureMap:
+    """The inverse of `pack`, to a map of height x width latents."""
+    rows, columns, channels = height // 2, width // 2, tokens.shape[3] // 4
+    values = ttnn.to_layout(tokens, ttnn.ROW_MAJOR_LAYOUT)
+    values = ttnn.permute(ttnn.reshape(values, (rows, columns, channels, 2, 2)), (0, 3, 1, 4, 2))
+    values = ttnn.reshape(values, (1, 1, height * width, channels))
+    return FeatureMap(ttnn.to_layout(values, ttnn.TILE_LAYOUT), height, width)

@@ -1,0 +1,127 @@
+"""The way of a parameter from a checkpoint to the device: the only place where one is uploaded."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.checkpoint import CheckpointError, TensorFiles
+from tt_flux_kontext.precision import Precision
+
+_TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b": 576}
+
+
+def survey(models: Sequence[tuple[type, object]], tensors: TensorFiles, precision: Precision) -> list[int]:
+    """Holds a component's files against the models `(class, config)` that share them, without reading a tensor.
+
+    Returns the bytes that each model's parameters take in DRAM. Strict: raises `CheckpointError` that names all tensors
+    which are missing, unexpected or of another shape than the config asks for, with their files.
+    """
+    ledgers = []
+    for model_class, config in models:
+        weights = Weights(tensors, precision)
+        model_class(config, weights)
+        ledgers.append(weights.ledger)
+    problems = [problem for ledger in ledgers for problem in ledger.problems]
+    used = set().union(*(ledger.used for ledger in ledgers))
+    problems += [
+        f"unexpected: {key} {list(entry.shape)} in {entry.file.name}"
+        for key, entry in tensors.entries.items()
+        if key not in used
+    ]
+    if problems:
+        raise CheckpointError(f"{tensors.folder} does not fit its config.json:\n  " + "\n  ".join(problems))
+    return [ledger.bytes for ledger in ledgers]
+
+
+class _Ledger:
+    """What a model asked for: the keys it used, the bytes it takes, and what was wrong."""
+
+    def __init__(self):
+        self.used: set[str] = set()
+        self.problems: list[str] = []
+        self.bytes = 0
+
+
+class Weights:
+    """The tensors of one model, seen from one of its modules.
+
+    Without a device it only keeps the ledger, and what it hands out is None: that is how a model is surveyed.
+    """
+
+    def __init__(self, tensors: TensorFiles, precision: Precision, device=None, *, prefix: str = "", ledger=None):
+        self.tensors = tensors
+        self.precision = precision
+        self.device = device
+        self.prefix = prefix
+        self.ledger = ledger or _Ledger()
+        self.compute_config = precision.compute_config(device) if device else None
+        self.attention_config = precision.attention_config(device) if device else None
+
+    def at(self, name: str) -> "Weights":
+        """The same weights, seen from the submodule `name`."""
+        return Weights(
+            self.tensors, self.precision, self.device, prefix=f"{self.prefix}{name}.", ledger=self.ledger
+        )
+
+    def matrix(self, names: Sequence[str], out_features: int, in_features: int):
+        """Matrices [out, in] of linear layers that share their input, as one [in, sum of out] in tiles."""
+        return self._place(
+            names, (out_features, in_features), lambda *parts: torch.cat(parts).T, self.precision.linear_weights
+        )
+
+    def row(self, names: Sequence[str], size: int):
+        """Vectors [size], such as the biases of those layers, as one row [1, sum of sizes] in a row of tiles."""
+        return self._place(names, (size,), lambda *parts: torch.cat(parts)[None], "bfloat16")
+
+    def table(self, name: str, rows: int, width: int):
+        """An embedding table [rows, width], row-major."""
+        return self._place([name], (rows, width), lambda table: table, "bfloat16", tiled=False)
+
+    def host(self, name: str, shape: tuple[int, ...], view: tuple[int, ...] | None = None):
+        """A tensor that stays on the host, since its op prepares it for the device itself (`ttnn.conv2d`)."""
+        return self._place([name], shape, lambda x: x.reshape(view or shape), "bfloat16", tiled=False, on_device=False)
+
+    def either(self, *names: str) -> str:
+        """The first of these names that the checkpoint has. The others, tied to it or left over, are not unexpected."""
+        self.ledger.used.update(self.prefix + name for name in names)
+        return next((name for name in names if self.prefix + name in self.tensors.entries), names[0])
+
+    def torch(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        """A tensor as it is in the file, for a TT-NN helper that takes torch tensors."""
+        self._note(name, shape, "bfloat16")
+        return self.tensors.read(self.prefix + name).float() if self.device else None
+
+    def _place(
+        self, names: Sequence[str], shape: tuple[int, ...], build: Callable, dtype: str, *, tiled=True, on_device=True
+    ):
+        for name in names:
+            self._note(name, shape, dtype)
+        if not self.device:
+            return None
+        parts = [self.tensors.read(self.prefix + name) for name in names]
+        return ttnn.from_torch(
+            build(*parts).contiguous(),
+            dtype=getattr(ttnn, dtype),
+            layout=ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT,
+            device=self.device if on_device else None,
+        )
+
+    def _note(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        key = self.prefix + name
+        entry = self.tensors.entries.get(key)
+        problem = None
+        if entry is None:
+            problem = f"missing: {key} {list(shape)}"
+        elif entry.shape != shape:
+            problem = f"wrong shape: {key} {list(entry.shape)} in {entry.file.name}, not {list(shape)}"
+        if problem and self.device:
+            raise CheckpointError(f"{self.tensors.folder}: {problem}")
+        if problem:
+            self.ledger.problems.append(problem)
+        self.ledger.used.add(key)
+        rows, columns = (1, *shape)[-2:]
+        outer = 1
+        for size in shape[:-2]:
+            outer *= size
+        self.ledger.bytes += outer * -(-rows // 32) * -(-columns // 32) * _TILE_BYTES[dtype]

@@ -1,0 +1,47 @@
+"""Which weights get which number format, and how exactly the matrix engine multiplies."""
+
+from dataclasses import dataclass
+
+from tt_flux_kontext.backend import ttnn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """A precision policy. Activations, norms, biases, embeddings and the VAE are bfloat16 in all of them.
+
+    Attributes:
+        name: what users call it.
+        linear_weights: TT-NN dtype of the matrices of linear layers.
+        math_fidelity: passes of the matrix engine over a bfloat16 mantissa; HiFi4 multiplies exactly.
+    """
+
+    name: str
+    linear_weights: str
+    math_fidelity: str
+
+    def compute_config(self, device: "ttnn.MeshDevice"):
+        """For matmuls, convolutions, norms and attention: sums are kept in float32."""
+        return ttnn.init_device_compute_kernel_config(
+            device.arch(),
+            math_fidelity=getattr(ttnn.MathFidelity, self.math_fidelity),
+            math_approx_mode=False,
+            fp32_dest_acc_en=True,
+            packer_l1_acc=True,
+        )
+
+    def attention_config(self, device: "ttnn.MeshDevice"):
+        """For scaled dot-product attention: chunks that fit a Wormhole core's L1 up to heads of 128 features."""
+        return ttnn.SDPAProgramConfig(
+            compute_with_storage_grid_size=device.compute_with_storage_grid_size(),
+            q_chunk_size=128,
+            k_chunk_size=512,
+            exp_approx_mode=False,
+        )
+
+
+# HiFi2 would drop the lowest bit of bfloat16 activations, a bias of 0.3 % in every product. Beside the error of
+# bfloat8_b weights it doesn't matter, and it is twice as fast.
+BF16 = Precision(name="bf16", linear_weights="bfloat16", math_fidelity="HiFi4")
+BFP8 = Precision(name="bfp8", linear_weights="bfloat8_b", math_fidelity="HiFi2")
+
+PRECISIONS = {precision.name: precision for precision in (BF16, BFP8)}
