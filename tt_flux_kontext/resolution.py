@@ -48,17 +48,19 @@ def output_size(height: int | None, width: int | None, max_area: int, multiple_o
 def reference_size(height: int, width: int, multiple_of: int, auto_resize: bool = True) -> tuple[int, int]:
     """(height, width) that a picture to edit is resized to: its bucket by aspect ratio, whatever the result's size.
 
-    Without `auto_resize` it keeps its own size, rounded down to `multiple_of`. Raises `ValueError` when nothing is left.
+    The aspect ratio is that of the edges rounded down to `multiple_of`, as in diffusers; where nothing is left of one,
+    of the edges themselves. Without `auto_resize` the rounded edges are the size; raises `ValueError` when one is 0.
     """
-    if auto_resize:
-        aspect_ratio = width / height
-        _, width, height = min((abs(aspect_ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
-    size = height // multiple_of * multiple_of, width // multiple_of * multiple_of
-    if not all(size):
-        raise ValueError(
-            f"The image is {width} x {height} pixels; without `_auto_resize` both must be at least {multiple_of}."
-        )
-    return size
+    rounded = height // multiple_of * multiple_of, width // multiple_of * multiple_of
+    if not auto_resize:
+        if not all(rounded):
+            raise ValueError(
+                f"The image is {width} x {height} pixels; without `_auto_resize` both must be at least {multiple_of}."
+            )
+        return rounded
+    aspect_ratio = rounded[1] / rounded[0] if all(rounded) else width / height
+    _, width, height = min((abs(aspect_ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    return height // multiple_of * multiple_of, width // multiple_of * multiple_of
 
 
 def image_ids(rows: int, columns: int, index: int) -> torch.Tensor:

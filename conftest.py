@@ -1,0 +1,88 @@
+"""Fixtures with tt-metal's names, tiny checkpoints, and the accuracy table at the end of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from reference.accuracy import pcc, relative_rmse
+from reference.make_checkpoint import make_checkpoint
+from tt_flux_kontext.device import open_device
+
+BAR = 1.25  # our relative RMSE over that of torch in bfloat16, at most
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One line of the table. The two errors are relative RMSE against torch in float32."""
+
+    module: str
+    pcc: float
+    error: float
+    torch_error: float
+    bar: float
+
+    @property
+    def ratio(self) -> float:
+        return self.error / self.torch_error
+
+
+@pytest.fixture
+def device_params(request) -> dict:
+    """Arguments of `open_device`; set them with indirect parametrization."""
+    return getattr(request, "param", {})
+
+
+@pytest.fixture
+def mesh_device(device_params):
+    """An open device: the card where there is one, else the emulated one."""
+    with open_device(**device_params) as device:
+        yield device
+
+
+@pytest.fixture
+def reset_seeds():
+    torch.manual_seed(213919)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint with random weights in the layout of the real one."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", size="tiny")
+
+
+@pytest.fixture
+def check_accuracy(request):
+    """Holds a result against torch in float32 and in bfloat16, and adds a line to the table."""
+    rows = request.config.stash.setdefault(_ROWS, [])
+
+    def check(
+        module: str, out: torch.Tensor, reference: torch.Tensor, torch_bf16: torch.Tensor, bar: float = BAR
+    ) -> None:
+        assert out.shape == reference.shape
+        row = Accuracy(
+            module, pcc(out, reference), relative_rmse(out, reference), relative_rmse(torch_bf16, reference), bar
+        )
+        assert row.ratio <= bar, (
+            f"{module}: relative RMSE {row.error:.5f} is {row.ratio:.2f} x that of torch bfloat16, "
+            f"{row.torch_error:.5f}; PCC {row.pcc:.6f}"
+        )
+        rows.append(row)
+
+    return check
+
+
+_ROWS = pytest.StashKey[list[Accuracy]]()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(_ROWS, [])
+    if not rows:
+        return
+    terminalreporter.section("accuracy against torch float32")
+    terminalreporter.line(f"{'module':<44}{'PCC':>10}{'rel. RMSE':>11}{'torch bf16':>11}{'ratio':>7}{'bar':>6}")
+    for row in rows:
+        terminalreporter.line(
+            f"{row.module:<44}{row.pcc:>10.6f}{row.error:>11.5f}{row.torch_error:>11.5f}{row.ratio:>7.2f}{row.bar:>6.2f}"
+        )

@@ -1,0 +1,180 @@
+"""The transformer and its parts against diffusers."""
+
+import pytest
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+
+from tests.pcc.torch_models import bf16, in_bf16, models, weights
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.models.layers import upload
+from tt_flux_kontext.models.modulation import Modulation
+from tt_flux_kontext.models.rope import Rope
+from tt_flux_kontext.models.transformer import DoubleBlock, SingleBlock, Transformer, TransformerConfig
+from tt_flux_kontext.resolution import image_ids
+
+SIZES = ["tiny", "real"]
+CONTEXT = 45  # tokens: none of these counts fills a tile
+IDS = torch.cat([image_ids(7, 9, index=0), image_ids(5, 8, index=1)])
+NOISE = 63
+SIGMA, GUIDANCE = 0.73, 2.5
+
+pytestmark = pytest.mark.usefixtures("reset_seeds")
+
+
+def config_of(model) -> TransformerConfig:
+    return TransformerConfig.from_dict(dict(model.config))
+
+
+def device_tensor(x: torch.Tensor, device):
+    """[1, S, D] to [1, 1, S, D] on the device."""
+    return upload(x[None], device, ttnn.bfloat16)
+
+
+def host(x) -> torch.Tensor:
+    return ttnn.to_torch(x).float()[0]
+
+
+class Case:
+    """Inputs of one forward pass, the same for all that are compared."""
+
+    def __init__(self, model, device):
+        config = self.config = config_of(model)
+        self.model, self.bf16_model = model, in_bf16(model)
+        self.image = bf16(torch.randn(1, len(IDS), config.inner_dim))
+        self.context = bf16(torch.randn(1, CONTEXT, config.inner_dim))
+        self.pooled = bf16(torch.randn(1, config.pooled_projection_dim))
+        self.ids = torch.cat([torch.zeros(CONTEXT, 3), IDS])
+        self.rope = model.pos_embed(self.ids)
+        modulation = Modulation(config, weights(model, device))
+        pooled = device_tensor(self.pooled[None], device)
+        self.temb_out = modulation.embed([SIGMA], GUIDANCE, pooled)
+        self.table = modulation([0.9, SIGMA, 0.1], GUIDANCE, pooled)
+        self.step = self.table.step(1)
+
+    def temb(self, dtype: torch.dtype) -> torch.Tensor:
+        model = self.model if dtype == torch.float32 else self.bf16_model
+        sigma, guidance = torch.tensor([SIGMA], dtype=dtype), torch.tensor([GUIDANCE], dtype=dtype)
+        return model.time_text_embed(sigma * 1000, guidance * 1000, self.pooled.to(dtype))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rope(mesh_device, check_accuracy, size):
+    model = models(size)["transformer"]
+    config = config_of(model)
+    x = bf16(torch.randn(1, config.num_attention_heads, len(IDS), config.attention_head_dim))
+    tables = model.pos_embed(IDS)
+    compute_config = weights(model, mesh_device).compute_config
+    rope = Rope(IDS, config.axes_dims_rope, mesh_device, compute_config)
+    out = ttnn.to_torch(rope(upload(x, mesh_device, ttnn.bfloat16))).float()
+    check_accuracy(f"RoPE, {size}", out, apply_rotary_emb(x, tables), apply_rotary_emb(x.bfloat16(), tables))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_time_guidance_text_embedding(mesh_device, check_accuracy, size):
+    case = Case(models(size)["transformer"], mesh_device)
+    out = host(case.temb_out)[0]
+    check_accuracy(f"time, guidance, text embedding, {size}", out, case.temb(torch.float32), case.temb(torch.bfloat16))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_modulation(mesh_device, check_accuracy, size):
+    case = Case(models(size)["transformer"], mesh_device)
+
+    def reference(model, dtype):
+        temb = torch.nn.functional.silu(case.temb(dtype))
+        chunks = [
+            *model.transformer_blocks[0].norm1.linear(temb).chunk(6, dim=1),
+            *model.transformer_blocks[0].norm1_context.linear(temb).chunk(6, dim=1),
+            *model.single_transformer_blocks[0].norm.linear(temb).chunk(3, dim=1),
+            *model.norm_out.linear(temb).chunk(2, dim=1)[::-1],
+        ]
+        return torch.cat([1 + chunk if i % 3 == 1 else chunk for i, chunk in enumerate(chunks)])
+
+    image, context = case.step.double[0]
+    groups = [image.attention, image.feed_forward, context.attention, context.feed_forward]
+    groups += [case.step.single[0], case.step.out]
+    vectors = [v for group in groups for v in (group.shift, group.scale, group.gate) if v is not None]
+    out = torch.cat([host(vector)[0] for vector in vectors])
+    reference32, reference16 = reference(case.model, torch.float32), reference(case.bf16_model, torch.bfloat16)
+    check_accuracy(f"modulation, {size}", out, reference32, reference16)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_double_block(mesh_device, check_accuracy, size):
+    case = Case(models(size)["transformer"], mesh_device)
+
+    def reference(model, dtype):
+        context, image = model.transformer_blocks[0](
+            hidden_states=case.image.to(dtype),
+            encoder_hidden_states=case.context.to(dtype),
+            temb=case.temb(dtype),
+            image_rotary_emb=case.rope,
+        )
+        return torch.cat([context, image], dim=1)
+
+    parts = weights(case.model, mesh_device)
+    block = DoubleBlock(case.config, parts.at("transformer_blocks.0"))
+    rope = Rope(IDS, case.config.axes_dims_rope, mesh_device, parts.compute_config)
+    inputs = device_tensor(case.image, mesh_device), device_tensor(case.context, mesh_device)
+    image, context = block(*inputs, rope, case.step.double[0])
+    out = torch.cat([host(context), host(image)], dim=1)
+    reference32, reference16 = reference(case.model, torch.float32), reference(case.bf16_model, torch.bfloat16)
+    check_accuracy(f"double block, {size}", out, reference32, reference16)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_single_block(mesh_device, check_accuracy, size):
+    case = Case(models(size)["transformer"], mesh_device)
+
+    def reference(model, dtype):
+        context, image = model.single_transformer_blocks[0](
+            hidden_states=case.image.to(dtype),
+            encoder_hidden_states=case.context.to(dtype),
+            temb=case.temb(dtype),
+            image_rotary_emb=case.rope,
+        )
+        return torch.cat([context, image], dim=1)
+
+    parts = weights(case.model, mesh_device)
+    block = SingleBlock(case.config, parts.at("single_transformer_blocks.0"))
+    rope = Rope(case.ids, case.config.axes_dims_rope, mesh_device, parts.compute_config)
+    x = device_tensor(torch.cat([case.context, case.image], dim=1), mesh_device)
+    out = host(block(x, rope, case.step.single[0]))
+    reference32, reference16 = reference(case.model, torch.float32), reference(case.bf16_model, torch.bfloat16)
+    check_accuracy(f"single block, {size}", out, reference32, reference16)
+
+
+def test_transformer(mesh_device, check_accuracy):
+    case = Case(models("tiny")["transformer"], mesh_device)
+    latents = bf16(torch.randn(1, len(IDS), case.config.in_channels))
+    context = bf16(torch.randn(1, CONTEXT, case.config.joint_attention_dim))
+
+    def reference(model, dtype):
+        return model(
+            hidden_states=latents.to(dtype),
+            encoder_hidden_states=context.to(dtype),
+            pooled_projections=case.pooled.to(dtype),
+            timestep=torch.tensor([SIGMA], dtype=dtype),
+            guidance=torch.tensor([GUIDANCE]),
+            img_ids=IDS,
+            txt_ids=torch.zeros(CONTEXT, 3),
+        ).sample[:, :NOISE]
+
+    transformer = Transformer(case.config, weights(case.model, mesh_device))
+    noise, picture = device_tensor(latents[:, :NOISE], mesh_device), device_tensor(latents[:, NOISE:], mesh_device)
+    positions = transformer.positions(IDS, CONTEXT)
+    out = host(transformer(noise, picture, device_tensor(context, mesh_device), positions, case.step))
+    reference32, reference16 = reference(case.model, torch.float32), reference(case.bf16_model, torch.bfloat16)
+    check_accuracy("transformer, tiny", out, reference32, reference16)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gelu_tail(mesh_device, check_accuracy, size):
+    """Around -3 the tanh form of GELU is a tenth smaller than the exact one; elsewhere bfloat16 can't tell them apart."""
+    model = in_bf16(models(size)["transformer"]).float()
+    model.transformer_blocks[0].ff.net[0].proj.bias.fill_(-4.0)
+    projection = model.transformer_blocks[0].ff.net[0]
+    x = bf16(torch.randn(1, 45, model.inner_dim) / 2)
+    block = DoubleBlock(config_of(model), weights(model, mesh_device).at("transformer_blocks.0"))
+    out = host(block.image.feed_forward_in(device_tensor(x, mesh_device)))
+    check_accuracy(f"GELU tail, {size}", out, projection(x), in_bf16(projection)(x.bfloat16()))

@@ -1,0 +1,100 @@
+"""The VAE and its parts against diffusers."""
+
+import pytest
+import torch
+
+from tests.pcc.torch_models import bf16, in_bf16, models, weights
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.models.layers import upload
+from tt_flux_kontext.models.vae import AttentionBlock, Decoder, Encoder, FeatureMap, ResnetBlock, VAEConfig, pack
+from tt_flux_kontext.resolution import pack_latents
+
+SIZES = ["tiny", "real"]
+HEIGHT, WIDTH = 6, 10  # of the latents: 60 positions don't fill a tile
+
+pytestmark = pytest.mark.usefixtures("reset_seeds")
+
+
+def config_of(model) -> VAEConfig:
+    return VAEConfig.from_dict(dict(model.config))
+
+
+def feature_map(x: torch.Tensor, device) -> FeatureMap:
+    """[1, C, H, W] to the device."""
+    _, channels, height, width = x.shape
+    values = x.permute(0, 2, 3, 1).reshape(1, 1, height * width, channels)
+    return FeatureMap(upload(values, device, ttnn.bfloat16), height, width)
+
+
+def host(x: FeatureMap) -> torch.Tensor:
+    return ttnn.to_torch(x.values).float().reshape(1, x.height, x.width, -1).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "name", ["decoder.mid_block.resnets.0", "decoder.up_blocks.2.resnets.0"], ids=["same", "shortcut"]
+)
+def test_resnet_block(mesh_device, check_accuracy, size, name):
+    model = models(size)["vae"]
+    block = model.get_submodule(name)
+    x = bf16(torch.randn(1, block.in_channels, HEIGHT, WIDTH))
+    ours = ResnetBlock(
+        config_of(model), weights(model, mesh_device).at(name), block.in_channels, block.out_channels
+    )
+    out = host(ours(feature_map(x, mesh_device)))
+    label = f"VAE residual block {block.in_channels} to {block.out_channels}, {size}"
+    check_accuracy(label, out, block(x, None), in_bf16(block)(x.bfloat16(), None))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_attention(mesh_device, check_accuracy, size):
+    model = models(size)["vae"]
+    name = "decoder.mid_block.attentions.0"
+    block, channels = model.get_submodule(name), model.config.block_out_channels[-1]
+    x = bf16(torch.randn(1, channels, HEIGHT, WIDTH))
+    ours = AttentionBlock(config_of(model), weights(model, mesh_device).at(name), channels)
+    out = host(ours(feature_map(x, mesh_device)))
+    check_accuracy(f"VAE attention, {size}", out, block(x), in_bf16(block)(x.bfloat16()))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_encoder(mesh_device, check_accuracy, size):
+    model = models(size)["vae"]
+    picture = bf16(torch.rand(1, 3, 8 * HEIGHT, 8 * WIDTH) * 2 - 1)
+    encoder = Encoder(config_of(model), weights(model, mesh_device))
+    moments = host(encoder.moments(picture[0]))
+
+    def reference(model, dtype):
+        return model.encode(picture.to(dtype)).latent_dist.parameters
+
+    reference32, reference16 = reference(model, torch.float32), reference(in_bf16(model), torch.bfloat16)
+    check_accuracy(f"VAE encoder, {size}", moments, reference32, reference16)
+
+    def packed(model, dtype):
+        mode = model.encode(picture.to(dtype)).latent_dist.mode()
+        return pack_latents((mode - model.config.shift_factor) * model.config.scaling_factor)
+
+    out = ttnn.to_torch(encoder(picture[0])).float()[0]
+    reference32, reference16 = packed(model, torch.float32), packed(in_bf16(model), torch.bfloat16)
+    check_accuracy(f"VAE encoder, packed mode, {size}", out, reference32, reference16)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_decoder(mesh_device, check_accuracy, size):
+    model = models(size)["vae"]
+    latents = bf16(torch.randn(1, 16, HEIGHT, WIDTH))
+    decoder = Decoder(config_of(model), weights(model, mesh_device))
+    tokens = upload(pack_latents(latents)[None], mesh_device, ttnn.float32)
+    out = decoder(tokens, 8 * HEIGHT, 8 * WIDTH)[None]
+
+    def reference(model, dtype):
+        return model.decode(latents.to(dtype) / model.config.scaling_factor + model.config.shift_factor).sample
+
+    reference32, reference16 = reference(model, torch.float32), reference(in_bf16(model), torch.bfloat16)
+    check_accuracy(f"VAE decoder, {size}", out, reference32, reference16)
+
+
+def test_pack_is_that_of_the_latents_on_the_host(mesh_device):
+    latents = bf16(torch.randn(1, 16, HEIGHT, WIDTH))
+    out = ttnn.to_torch(pack(feature_map(latents, mesh_device), channels=16))[0]
+    assert torch.equal(out.float(), pack_latents(latents))

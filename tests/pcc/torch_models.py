@@ -1,0 +1,84 @@
+"""torch's side of the module tests: models with random weights, tiny or of the real widths, and their tensors."""
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from reference.make_checkpoint import build_models, randomize
+from reference.sizes import SIZES
+from tt_flux_kontext.checkpoint import Entry
+from tt_flux_kontext.models.weights import Weights
+from tt_flux_kontext.precision import BF16
+
+
+class StateDict:
+    """A torch module's tensors, in the place of a component's files."""
+
+    folder = Path("memory")
+
+    def __init__(self, module: torch.nn.Module):
+        self.tensors = module.state_dict()
+        self.entries = {key: Entry(self.folder, tuple(tensor.shape)) for key, tensor in self.tensors.items()}
+
+    def read(self, key: str) -> torch.Tensor:
+        return self.tensors[key]
+
+
+def weights(module: torch.nn.Module, device) -> Weights:
+    return Weights(StateDict(module), BF16, device)
+
+
+def in_bf16(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy that computes in bfloat16."""
+    return copy.deepcopy(module).bfloat16()
+
+
+def bf16(x: torch.Tensor) -> torch.Tensor:
+    """Rounded to the values of bfloat16, so that all that are compared start from the same numbers."""
+    return x.bfloat16().float()
+
+
+@cache
+def models(size: str) -> dict[str, torch.nn.Module]:
+    """The four models in float32, with gradients off: all of a tiny Flux, or few layers of the real widths."""
+    built = build_models(SIZES["tiny"], clip_vocabulary=640, t5_vocabulary=640) if size == "tiny" else _real()
+    for seed, model in enumerate(built.values()):
+        randomize(model.requires_grad_(False).eval(), seed=seed)
+    return built
+
+
+def _real() -> dict[str, torch.nn.Module]:
+    """One double and one single block, one T5 layer, all of CLIP-L and of the VAE."""
+    clip = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, eos_token_id=2
+    )
+    t5 = T5Config(
+        vocab_size=640,
+        d_model=4096,
+        d_kv=64,
+        num_heads=64,
+        d_ff=10240,
+        num_layers=1,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    return {
+        "text_encoder": CLIPTextModel(clip),
+        "text_encoder_2": T5EncoderModel(t5),
+        "transformer": FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True),
+        "vae": AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+    }
