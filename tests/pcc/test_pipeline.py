@@ -11,6 +11,8 @@ from reference.pipeline import load, quiet
 from tt_flux_kontext import FluxKontextPipeline
 
 PROMPT = "make the circle red"
+# diffusers in bfloat16 also rounds times and latents, to which a small random transformer is sensitive.
+LIMIT = 0.05
 SMALL = {"max_area": 96 * 96, "_auto_resize": False, "max_sequence_length": 45, "num_inference_steps": 3}
 
 pytestmark = pytest.mark.usefixtures("reset_seeds")
@@ -46,7 +48,8 @@ def compare(checkpoint, device, check_accuracy, label: str, **arguments) -> None
                 result = reference(checkpoint, dtype)(latents=noise, output_type=output_type, **arguments).images
             results.append(result.float())
         out = pipe(generator=torch.Generator().manual_seed(5), output_type=output_type, **arguments).images
-        check_accuracy(f"{label}, {'latents' if output_type == 'latent' else 'picture'}", out, *results)
+        label_of = f"{label}, {'latents' if output_type == 'latent' else 'picture'}"
+        check_accuracy(label_of, out, *results, limit=LIMIT)
 
 
 def starting_noise(checkpoint, arguments, batch: int) -> torch.Tensor:

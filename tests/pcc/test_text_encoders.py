@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.pcc.torch_models import bf16, in_bf16, models, weights
+from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.clip import MASKED, CLIPLayer, CLIPTextEncoder
 from tt_flux_kontext.models.layers import upload

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 
-from tests.pcc.torch_models import bf16, in_bf16, models, weights
+from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.layers import upload
 from tt_flux_kontext.models.modulation import Modulation

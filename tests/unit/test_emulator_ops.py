@@ -1,0 +1,340 @@
+"""Operations against torch in fp32, at the precision their formats and configurations allow."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tt_flux_kontext.emulator as ttnn
+from tt_flux_kontext.emulator import gemm
+
+TILE, RM = ttnn.TILE_LAYOUT, ttnn.ROW_MAJOR_LAYOUT
+BF16_ERROR = 3e-3
+"""Relative RMS error of one rounding to bf16 (1.7e-3), with room for what precedes it."""
+
+
+@pytest.fixture(scope="module")
+def device():
+    return ttnn.open_mesh_device(ttnn.MeshShape(1, 1), l1_small_size=32768)
+
+
+@pytest.fixture(scope="module")
+def put(device):
+    """A torch tensor as device tiles, bf16 unless said otherwise."""
+
+    def put(x, dtype=ttnn.bfloat16, layout=TILE):
+        return ttnn.from_torch(x, dtype=dtype, layout=layout, device=device)
+
+    return put
+
+
+@pytest.fixture
+def randn():
+    """Random values that are exact in bf16, in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=generator).bfloat16().float()
+
+
+def config(fidelity="HiFi4", fp32=True, l1=False):
+    return ttnn.WormholeComputeKernelConfig(
+        math_fidelity=ttnn.MathFidelity[fidelity], fp32_dest_acc_en=fp32, packer_l1_acc=l1
+    )
+
+
+def error(tensor, reference):
+    """Relative RMS error; the shapes must agree."""
+    values = ttnn.to_torch(tensor, torch.float32)
+    assert values.shape == reference.shape
+    return float((values - reference).norm() / reference.norm())
+
+
+# ---- matrix products
+
+
+@pytest.mark.parametrize("fidelity, low, high", [("HiFi4", 1e-3, 2e-3), ("HiFi3", 1e-3, 2e-3), ("HiFi2", 3e-3, 6e-3), ("LoFi", 2e-2, 4e-2)])
+def test_fidelity_costs_what_it_should(put, randn, fidelity, low, high):
+    x, w = randn(1, 1, 64, 1024), randn(1024, 96)
+    out = ttnn.linear(put(x), put(w), compute_kernel_config=config(fidelity))
+    assert low < error(out, x @ w) < high
+
+
+@pytest.mark.parametrize("l1, low, high", [(False, 1.2e-2, 4e-2), (True, 3e-3, 1.5e-2)])
+def test_bf16_destination_dominates_the_error(put, randn, l1, low, high):
+    x, w = randn(32, 1024), randn(1024, 32)
+    assert low < error(ttnn.matmul(put(x), put(w), compute_kernel_config=config(fp32=False, l1=l1)), x @ w) < high
+
+
+def test_default_config_is_the_librarys(put, randn):
+    x, w = randn(64, 256), randn(256, 64)
+    default = ttnn.to_torch(ttnn.matmul(put(x), put(w)))
+    assert torch.equal(default, ttnn.to_torch(ttnn.matmul(put(x), put(w), compute_kernel_config=config("HiFi2", False, True))))
+    exact = ttnn.matmul(put(x, ttnn.float32), put(w, ttnn.float32))
+    assert exact.dtype is ttnn.float32 and error(exact, x @ w) < 1e-6
+
+
+def test_fp32_operands_are_cut_to_tf32(put):
+    x = torch.full((32, 32), 1 + 2**-10 + 2**-11)
+    out = ttnn.matmul(put(x, ttnn.float32), put(torch.eye(32), ttnn.float32), compute_kernel_config=config())
+    assert torch.equal(ttnn.to_torch(out), torch.full((32, 32), 1 + 2**-10))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    batch=st.lists(st.integers(1, 3), max_size=2),
+    sizes=st.tuples(*[st.integers(1, 70)] * 3),
+    batched_weight=st.booleans(),
+    transposed=st.booleans(),
+)
+def test_products_of_any_shape(put, batch, sizes, batched_weight, transposed):
+    m, k, n = sizes
+    x = torch.randn(*batch, m, k).bfloat16().float()
+    w = torch.randn(*(batch if batched_weight else ()), k, n).bfloat16().float()
+    operand = put(w.mT.contiguous() if transposed else w)
+    out = ttnn.matmul(put(x), operand, transpose_b=transposed, dtype=ttnn.float32, compute_kernel_config=config())
+    assert torch.allclose(ttnn.to_torch(out), x @ w, rtol=1e-4, atol=1e-4)
+
+
+def test_products_larger_than_a_tile_of_output(put, randn, monkeypatch):
+    monkeypatch.setattr(gemm, "ROWS", 48)
+    monkeypatch.setattr(gemm, "COLUMNS", 32)
+    x, w, b = randn(2, 1, 50, 64), randn(64, 70), randn(1, 70)
+    out = ttnn.linear(put(x), put(w), bias=put(b), activation="silu", compute_kernel_config=config())
+    assert error(out, F.silu(x @ w + b)) < BF16_ERROR
+
+
+def test_native_bf16_route_agrees(put, randn, monkeypatch):
+    x, w, b = randn(64, 128), randn(128, 64), randn(1, 64)
+    monkeypatch.setattr(gemm, "has_native_bf16", lambda device_type: True)
+    out = ttnn.linear(put(x), put(w), bias=put(b), compute_kernel_config=config("HiFi3"))
+    assert error(out, x @ w + b) < BF16_ERROR
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "relu"])
+def test_fused_activations(put, randn, name):
+    reference = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}.get(name) or getattr(F, name)
+    x, w = randn(32, 64), randn(64, 64) / 8
+    op = ttnn.UnaryWithParam(ttnn.UnaryOpType[name.upper()])
+    for out in (
+        ttnn.linear(put(x), put(w), activation=name, compute_kernel_config=config()),
+        ttnn.experimental.minimal_matmul(put(x), put(w), fused_activation=op),
+    ):
+        assert error(out, reference(x @ w.bfloat16().float())) < BF16_ERROR
+
+
+@pytest.mark.parametrize("gate_rows", [1, 33])
+def test_gated_residual(put, randn, gate_rows):
+    x, w, b, residual, gate = randn(1, 1, 33, 64), randn(64, 96), randn(1, 96), randn(1, 1, 33, 96), randn(1, 1, gate_rows, 96)
+    out = ttnn.experimental.dit_minimal_matmul_addcmul_fused(put(x), put(w), 0.5, put(residual), put(gate), put(b))
+    assert error(out, residual + 0.5 * (x @ w + b) * gate) < BF16_ERROR
+    assert out.padded_shape == [1, 1, 64, 96]
+
+
+def test_weights_in_block_floats(put, randn):
+    x, w = randn(64, 256), randn(256, 64)
+    for dtype, limit in ((ttnn.bfloat8_b, 1e-2), (ttnn.bfloat4_b, 1.5e-1)):
+        out = ttnn.linear(put(x), put(w, dtype), compute_kernel_config=config())
+        assert out.dtype is ttnn.bfloat16 and BF16_ERROR < error(out, x @ w) < limit
+    assert error(ttnn.linear(put(x), put(w), dtype=ttnn.bfloat8_b, compute_kernel_config=config()), x @ w) < 1.2e-2
+
+
+# ---- elementwise
+
+
+@settings(deadline=None, max_examples=30)
+@given(shape=st.lists(st.integers(1, 40), min_size=1, max_size=4), data=st.data())
+def test_binary_operations_broadcast(put, shape, data):
+    other = [data.draw(st.sampled_from([1, size])) for size in shape][data.draw(st.integers(0, len(shape) - 1)) :]
+    a, b = torch.randn(shape).bfloat16(), torch.randn(other).bfloat16()
+    for name in ("add", "subtract", "multiply"):
+        result = ttnn.to_torch(getattr(ttnn, name)(put(a), put(b)))
+        reference = getattr(torch, name)(a.float(), b.float())
+        assert result.shape == reference.shape
+        # Half a unit of the last place, and half the matrix unit's grid for sums that cancel.
+        slack = (a.float().abs() + b.float().abs()) * 2.0**-9
+        assert torch.all((result.float() - reference).abs() <= reference.abs() * 2.0**-8 + slack)
+
+
+def test_sums_by_hand(put):
+    a = torch.tensor([1.0, 256.0, 1.0, float("-inf"), 0.0])
+    b = torch.tensor([2**-8, 1.0, -(2**-12), 5.0, 0.0])
+    # A tie goes away from zero; what is below the grid of the larger operand is lost.
+    assert ttnn.to_torch(ttnn.add(put(a), put(b))).tolist() == [1 + 2**-7, 258.0, 1.0, float("-inf"), 0.0]
+
+
+def test_scalars_activations_and_dtypes(put, randn):
+    a, b = randn(33, 64), randn(33, 64)
+    silu = ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)
+    assert error(ttnn.multiply(put(a), put(b), input_tensor_a_activations=[silu]), F.silu(a) * b) < BF16_ERROR
+    assert error(ttnn.mul(put(a), put(b), input_tensor_b_activations=[silu]), a * F.silu(b)) < BF16_ERROR
+    assert error(ttnn.add(put(a), 0.5, activations=[silu]), F.silu(a + 0.5)) < 2 * BF16_ERROR
+    mixed = ttnn.add(put(a, ttnn.float32), put(b))
+    assert mixed.dtype is ttnn.float32 and torch.equal(ttnn.to_torch(mixed), a + b)
+    assert ttnn.multiply(put(a), put(b), dtype=ttnn.bfloat8_b).dtype is ttnn.bfloat8_b
+    assert error(ttnn.addcmul(put(a), put(b), put(a[:1]), value=-0.5), a - 0.5 * b * a[:1]) < BF16_ERROR
+
+
+@pytest.mark.parametrize("name", ["silu", "sigmoid", "tanh", "relu", "gelu"])
+@pytest.mark.parametrize("layout", [TILE, RM])
+def test_unary_operations(put, randn, name, layout):
+    x = randn(2, 33, 40)
+    out = getattr(ttnn, name)(put(x, layout=layout))
+    assert out.layout is layout and error(out, getattr(F, name)(x)) < BF16_ERROR
+
+
+def test_gelu_variants(put, randn):
+    x = randn(32, 32)
+    assert error(ttnn.gelu(put(x, ttnn.float32), variant=ttnn.GeluVariant.Tanh), F.gelu(x, approximate="tanh")) < 1e-6
+
+
+# ---- movement
+
+
+def test_movement(put, randn):
+    x = randn(2, 3, 64, 96)
+    t = put(x)
+    same = lambda tensor, reference: torch.equal(ttnn.to_torch(tensor).float(), reference)  # noqa: E731
+    assert same(ttnn.slice(t, [0, 1, -40, 5], [2, 3, 60, -1]), x[:, 1:3, 24:60, 5:-1])
+    assert same(ttnn.slice(t, [0, 0, 0, 0], [2, 3, 64, 96], [1, 2, 3, 1]), x[:, ::2, ::3])
+    assert same(ttnn.concat([t, t], dim=-2), torch.cat([x, x], -2))
+    assert same(ttnn.permute(t, (0, -1, 1, 2)), x.permute(0, 3, 1, 2))
+    assert same(ttnn.pad(t, padding=[(0, 1), (0, 2)], value=3.0), F.pad(x, (0, 2, 0, 1), value=3.0))
+    assert same(ttnn.pad(put(x, layout=RM), [(1, 1), (0, 0), (2, 0)], 0.0), F.pad(x, (2, 0, 0, 0, 1, 1)))
+    up = ttnn.upsample(t, (2, 3))
+    assert up.layout is RM and same(up, x.repeat_interleave(2, 1).repeat_interleave(3, 2))
+
+
+def test_block_floats_cut_inside_a_tile_become_bf16(put, randn):
+    t = put(randn(66, 64), ttnn.bfloat8_b)
+    assert ttnn.slice(t, [32, 0], [66, 64]).dtype is ttnn.bfloat8_b
+    assert ttnn.slice(t, [3, 0], [66, 64]).dtype is ttnn.bfloat16
+    assert ttnn.concat([t, t], dim=0).dtype is ttnn.bfloat16
+    assert ttnn.permute(t, (1, 0)).dtype is ttnn.bfloat8_b
+
+
+def test_embedding(put, randn):
+    table, ids = randn(40, 64), torch.randint(40, (2, 33))
+    found = ttnn.embedding(put(ids, ttnn.uint32, RM), put(table, layout=RM), layout=TILE)
+    assert found.layout is TILE and torch.equal(ttnn.to_torch(found).float(), table[ids])
+
+
+# ---- normalisation
+
+
+@pytest.mark.parametrize("dtype, limit", [(ttnn.bfloat16, BF16_ERROR), (ttnn.float32, 1e-5), (ttnn.bfloat8_b, 2e-2)])
+def test_norms_and_softmax(put, randn, dtype, limit):
+    x, w, b, r = randn(2, 1, 33, 96), randn(96), randn(96), randn(2, 1, 33, 96)
+    t = put(x, dtype)
+    affine = {"weight": put(w), "bias": put(b), "epsilon": 1e-5}
+    assert error(ttnn.layer_norm(t, **affine), F.layer_norm(x, (96,), w, b, 1e-5)) < limit
+    assert error(ttnn.rms_norm(t, **affine), F.rms_norm(x, (96,), w, 1e-5) + b) < limit
+    assert error(ttnn.layer_norm(t, residual_input_tensor=put(r, dtype)), F.layer_norm(x + r, (96,))) < limit
+    assert error(ttnn.softmax(t), x.softmax(-1)) < limit
+    assert error(ttnn.softmax(t, dim=2, numeric_stable=False), x.softmax(2)) < limit
+
+
+@pytest.mark.parametrize("channels, pixels, groups", [(64, 64, 32), (96, 100, 32), (512, 24, 32)])
+def test_group_norm(device, put, randn, channels, pixels, groups):
+    x, w, b = (randn(2, 1, pixels, channels) + 3).bfloat16().float(), randn(channels), randn(channels)
+    grid = ttnn.determine_expected_group_norm_dram_grid_size(
+        device=device, num_channels=channels, num_groups=groups, input_nhw=2 * pixels, num_batches=2
+    )
+    (weight, bias), mask = ttnn.dram_group_norm_params_from_torch(
+        [w, b], channels, groups, device=device, core_grid=grid, return_mask=True
+    )
+    out = ttnn.group_norm(
+        put(x), num_groups=groups, epsilon=1e-6, input_mask=mask, weight=weight, bias=bias, core_grid=grid, inplace=False
+    )
+    reference = F.group_norm(x.squeeze(1).mT, groups, w, b, 1e-6).mT.unsqueeze(1)
+    assert error(out, reference) < BF16_ERROR
+    assert weight.shape == [1, 1, channels // 32, 32]
+
+
+# The library's answers on its mock N150.
+@pytest.mark.parametrize(
+    "channels, rows, grid",
+    [(512, 16384, (8, 8)), (512, 118 * 138, (8, 1)), (256, 472 * 552, (8, 6)), (64, 64, (4, 1)), (32, 24, (1, 1)), (96, 64, (2, 1))],
+)
+def test_group_norm_grids(device, channels, rows, grid):
+    found = ttnn.determine_expected_group_norm_dram_grid_size(device=device, num_channels=channels, num_groups=32, input_nhw=rows)
+    assert (found.x, found.y) == grid
+
+
+# ---- attention
+
+
+ATTENTION_ERROR = 1e-2
+"""Scores and probabilities in bf16 on top of the result's own rounding."""
+
+
+@pytest.mark.parametrize("queries, keys, causal", [(77, 77, True), (300, 40, False), (600, 600, True)])
+def test_attention(put, randn, queries, keys, causal):
+    q, k, v = randn(2, 4, queries, 32), randn(2, 2, keys, 32), randn(2, 2, keys, 32)
+    out = ttnn.transformer.scaled_dot_product_attention(put(q), put(k), put(v), is_causal=causal)
+    reference = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    assert error(out, reference) < ATTENTION_ERROR
+
+
+def test_attention_mask_and_scale(put, randn):
+    q, mask = randn(1, 2, 40, 32), randn(1, 1, 40, 40)
+    mask[..., 30:] = -math.inf
+    out = ttnn.transformer.scaled_dot_product_attention(put(q), put(q), put(q), attn_mask=put(mask), is_causal=False, scale=0.5)
+    assert error(out, F.scaled_dot_product_attention(q, q, q, attn_mask=mask, scale=0.5)) < ATTENTION_ERROR
+
+
+def test_joint_attention(device, put, randn):
+    q, k, v, jq, jk, jv = (randn(1, 2, length, 32) for length in (77, 77, 77, 40, 40, 40))
+    program = ttnn.SDPAProgramConfig(
+        compute_with_storage_grid_size=device.compute_with_storage_grid_size(), q_chunk_size=32, k_chunk_size=32
+    )
+    outs = ttnn.transformer.joint_scaled_dot_product_attention(
+        *map(put, (q, k, v, jq, jk, jv)), joint_strategy="rear", program_config=program
+    )
+    reference = F.scaled_dot_product_attention(*(torch.cat(pair, 2) for pair in ((q, jq), (k, jk), (v, jv))))
+    assert error(outs[0], reference[:, :, :77]) < ATTENTION_ERROR and error(outs[1], reference[:, :, 77:]) < ATTENTION_ERROR
+
+
+def test_heads_are_split_and_joined(put, randn):
+    x = randn(2, 1, 33, 6 * 32)
+    q, k, v = ttnn.experimental.nlp_create_qkv_heads(put(x), num_heads=2, num_kv_heads=2)
+    parts = [part.view(2, 33, 2, 32).transpose(1, 2) for part in x.squeeze(1).split(64, -1)]
+    for tensor, part in zip((q, k, v), (parts[0], parts[1].mT, parts[2])):
+        assert torch.equal(ttnn.to_torch(tensor).float(), part)
+    assert torch.equal(ttnn.to_torch(ttnn.experimental.nlp_concat_heads(v)).float(), x[..., 128:])
+
+
+def test_rotary_embedding(put, randn):
+    x, angle, turn = randn(2, 3, 33, 64), randn(1, 1, 40, 64), torch.zeros(1, 1, 32, 32)
+    even = torch.arange(0, 32, 2)
+    turn[..., even + 1, even], turn[..., even, even + 1] = -1, 1
+    out = ttnn.experimental.rotary_embedding_llama(put(x), put(angle.cos()), put(angle.sin()), put(turn))
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+    assert error(out, x * angle.cos()[..., :33, :] + turned * angle.sin()[..., :33, :]) < 2 * BF16_ERROR
+
+
+# ---- convolution
+
+
+@pytest.mark.parametrize("fp32", [True, False])
+@pytest.mark.parametrize("kernel, stride, padding", [((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (0, 1, 0, 1)), ((1, 1), (1, 1), (0, 0))])
+def test_convolution(device, put, randn, monkeypatch, kernel, stride, padding, fp32):
+    monkeypatch.setattr("tt_flux_kontext.emulator.convolution.OUTPUT_ELEMENTS", 3 * 12 * 40)  # bands of few rows
+    x, w, b = randn(2, 10, 12, 32), randn(40, 32, *kernel) / 16, randn(1, 1, 1, 40)
+    arguments = {
+        "device": device, "in_channels": 32, "out_channels": 40, "batch_size": 2, "input_height": 10, "input_width": 12,
+        "kernel_size": kernel, "stride": stride, "padding": padding, "compute_config": config(fp32=fp32),
+        "return_output_dim": True, "return_weights_and_bias": True,
+    }  # fmt: skip
+    host = [ttnn.from_torch(values, dtype=ttnn.bfloat16) for values in (w, b)]
+    out, size, prepared = ttnn.conv2d(input_tensor=put(x, layout=RM), weight_tensor=host[0], bias_tensor=host[1], **arguments)
+    edges = padding if len(padding) == 4 else (padding[0], padding[0], padding[1], padding[1])
+    padded = F.pad(x.permute(0, 3, 1, 2), (*edges[2:], *edges[:2]))
+    reference = F.conv2d(padded, w, b.flatten(), stride=stride)
+    assert size == reference.shape[2:]
+    assert error(out, reference.permute(0, 2, 3, 1).reshape(1, 1, -1, 40)) < (BF16_ERROR if fp32 else 4e-2)
+    assert prepared[0].shape == [1, 1, 32 * math.prod(kernel), 40] and prepared[1].shape == [1, 1, 1, 40]
+    flat = put(x.view(1, 1, -1, 32))
+    again, _, reused = ttnn.conv2d(input_tensor=flat, weight_tensor=prepared[0], bias_tensor=prepared[1], **arguments)
+    assert reused == prepared and torch.equal(ttnn.to_torch(again), ttnn.to_torch(out))

@@ -1,0 +1,64 @@
+"""Tenstorrent's ``ttnn`` library, as far as its names go here, computed by torch: ``import ... as ttnn``.
+
+Argument names, defaults, shapes, dtypes and refusals are those of TT-NN 0.81.1; values carry the number formats and the
+rounding of the hardware (``formats``), memory is counted as on the chosen system (``device``, ``configure``). Where
+TT-NN would read freed memory or go wrong silently, the emulator refuses.
+"""
+
+from . import experimental, transformer
+from .convolution import conv2d
+from .device import (
+    MeshDevice,
+    close_mesh_device,
+    configure,
+    get_memory_view,
+    open_mesh_device,
+    synchronize_device,
+)
+from .eltwise import add, addcmul, gelu, mul, multiply, relu, sigmoid, silu, subtract, tanh
+from .matmul import linear, matmul
+from .movement import concat, embedding, pad, permute, reshape, slice, upsample
+from .normalization import (
+    determine_expected_group_norm_dram_grid_size,
+    dram_group_norm_params_from_torch,
+    group_norm,
+    layer_norm,
+    rms_norm,
+    softmax,
+)
+from .tensor import Tensor, deallocate, is_tensor_storage_on_device
+from .transfer import empty, from_device, from_torch, to_device, to_layout, to_torch, typecast, zeros
+from .types import (
+    DRAM_MEMORY_CONFIG,
+    L1_MEMORY_CONFIG,
+    ROW_MAJOR_LAYOUT,
+    TILE_LAYOUT,
+    TILE_SIZE,
+    Arch,
+    BufferType,
+    Conv2dConfig,
+    CoreCoord,
+    CoreGrid,
+    DataType,
+    GeluVariant,
+    Layout,
+    MathFidelity,
+    MemoryConfig,
+    MeshShape,
+    MinimalMatmulConfig,
+    SDPAProgramConfig,
+    Shape,
+    StorageType,
+    TensorMemoryLayout,
+    UnaryOpType,
+    UnaryWithParam,
+    WormholeComputeKernelConfig,
+    bfloat4_b,
+    bfloat8_b,
+    bfloat16,
+    float32,
+    init_device_compute_kernel_config,
+    uint32,
+)
+
+__all__ = [name for name in dir() if not name.startswith("_")]

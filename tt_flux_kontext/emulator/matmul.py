@@ -1,0 +1,219 @@
+"""Matrix multiplication: ``matmul``, ``linear`` and the fused forms of ``experimental``."""
+
+from typing import Optional
+
+import torch
+
+from .checks import check, check_dtype, check_layout, check_operands, describe
+from .eltwise import FLOATS, activation_of
+from .formats import storage_dtype
+from .gemm import ACCURATE, gemm
+from .tensor import Tensor, device_tensor
+from .types import (
+    CoreGrid,
+    DataType,
+    Layout,
+    MathFidelity,
+    MemoryConfig,
+    MinimalMatmulConfig,
+    WormholeComputeKernelConfig,
+)
+
+
+def matmul(
+    input_tensor_a: Tensor,
+    input_tensor_b: Tensor,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    memory_config: Optional[MemoryConfig] = None,
+    dtype: Optional[DataType] = None,
+    program_config=None,
+    activation=None,
+    compute_kernel_config: Optional[WormholeComputeKernelConfig] = None,
+    core_grid: Optional[CoreGrid] = None,
+) -> Tensor:
+    """``activation(a[..., M, K] @ b[..., K, N])``; dtype defaults to a's.
+
+    Batch dimensions must agree, or be all of size 1 in one operand. ``program_config`` and ``core_grid`` choose a
+    blocking: they matter here only for the default fidelity. Raises RuntimeError for inner dimensions or batches that
+    do not match, row-major operands and integers.
+    """
+    return _matmul(
+        "matmul", input_tensor_a, input_tensor_b, None, transpose_a, transpose_b, memory_config, dtype,
+        program_config, activation, compute_kernel_config, core_grid,
+    )  # fmt: skip
+
+
+def linear(
+    input_tensor_a: Tensor,
+    input_tensor_b: Tensor,
+    *,
+    bias: Optional[Tensor] = None,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    memory_config: Optional[MemoryConfig] = None,
+    dtype: Optional[DataType] = None,
+    program_config=None,
+    activation=None,
+    compute_kernel_config: Optional[WormholeComputeKernelConfig] = None,
+    core_grid: Optional[CoreGrid] = None,
+) -> Tensor:
+    """``activation(a[..., M, K] @ b[..., K, N] + bias[..., 1 or M, N])``; see ``matmul``."""
+    return _matmul(
+        "linear", input_tensor_a, input_tensor_b, bias, transpose_a, transpose_b, memory_config, dtype,
+        program_config, activation, compute_kernel_config, core_grid,
+    )  # fmt: skip
+
+
+def _matmul(op, a, b, bias, transpose_a, transpose_b, memory_config, dtype, program_config, activation, config, core_grid):
+    _check_matmul_operands(op, a, b, bias)
+    left = a.values.mT if transpose_a else a.values
+    right = b.values.mT if transpose_b else b.values
+    shapes = f"{describe(a)} @ {describe(b)}"
+    check(left.shape[-1] == right.shape[-2], op, f"inner dimensions differ: {left.shape[-1]} and {right.shape[-2]} in {shapes}")
+    if core_grid is not None:
+        grid = a.device().compute_with_storage_grid_size()
+        fits = core_grid.x <= grid.x and core_grid.y <= grid.y
+        check(fits, op, f"core_grid {core_grid} is larger than the device's {grid.x}x{grid.y}")
+    if config is None:
+        config = _default_config(a, b, program_config is not None or core_grid is not None)
+    finish = _finish(op, bias, activation, left.shape[-2], right.shape[-1])
+    dtype = dtype or a.dtype
+    left_batch, right_batch = left.shape[:-2], right.shape[:-2]
+    if right_batch.numel() == 1:
+        shape = (*left_batch, left.shape[-2], right.shape[-1])
+        if bias is not None and bias.values.numel() > right.shape[-1]:
+            check(left_batch.numel() == 1, op, f"a bias of several rows {describe(bias)} needs a batch of 1, got {describe(a)}")
+        out = _empty(shape, dtype, left)
+        gemm(left.reshape(-1, left.shape[-1]), right.reshape(right.shape[-2:]), config, dtype, out.view(-1, shape[-1]), finish)
+    else:
+        check(left_batch == right_batch or left_batch.numel() == 1, op, f"batch dimensions differ in {shapes}")
+        out = _empty((*right_batch, left.shape[-2], right.shape[-1]), dtype, left)
+        lefts = left.expand(*right_batch, *left.shape[-2:]).flatten(0, -3)
+        for pair in zip(lefts, right.flatten(0, -3), out.flatten(0, -3)):
+            gemm(*pair[:2], config, dtype, pair[2], finish)
+    return device_tensor(out, a, dtype=dtype, memory_config=memory_config)
+
+
+def minimal_matmul(
+    input_tensor: Tensor,
+    weight_tensor: Tensor,
+    *,
+    bias_tensor: Optional[Tensor] = None,
+    fused_activation=None,
+    config: Optional[MinimalMatmulConfig] = None,
+    memory_config: Optional[MemoryConfig] = None,
+    dtype: Optional[DataType] = None,
+    compute_kernel_config: Optional[WormholeComputeKernelConfig] = None,
+) -> Tensor:
+    """``activation(input[..., M, K] @ weight[K, N] + bias[1, N])``, ``ttnn.experimental.minimal_matmul``."""
+    return _minimal("minimal_matmul", input_tensor, weight_tensor, bias_tensor, fused_activation,
+                    memory_config, dtype, compute_kernel_config)  # fmt: skip
+
+
+def dit_minimal_matmul_addcmul_fused(
+    matmul_input_tensor: Tensor,
+    matmul_weight_tensor: Tensor,
+    scalar: float,
+    addcmul_input_tensor1: Tensor,
+    addcmul_input_tensor2: Tensor,
+    bias_tensor: Optional[Tensor] = None,
+    *,
+    config: Optional[MinimalMatmulConfig] = None,
+    memory_config: Optional[MemoryConfig] = None,
+    dtype: Optional[DataType] = None,
+    compute_kernel_config: Optional[WormholeComputeKernelConfig] = None,
+) -> Tensor:
+    """``input1[..., M, N] + scalar * (input[..., M, K] @ weight[K, N] + bias[1, N]) * input2[..., 1 or M, N]``.
+
+    ``ttnn.experimental.dit_minimal_matmul_addcmul_fused``: a gated residual in one operation. The residual must be
+    stored like the weight (tiles of equal bytes), else RuntimeError.
+    """
+    op = "dit_minimal_matmul_addcmul_fused"
+    residual, gate = addcmul_input_tensor1, addcmul_input_tensor2
+    check_operands(op, matmul_input_tensor=matmul_input_tensor, addcmul_input_tensor1=residual, addcmul_input_tensor2=gate)
+    check_layout(op, Layout.TILE, addcmul_input_tensor1=residual, addcmul_input_tensor2=gate)
+    weight = matmul_weight_tensor
+    rows, width = matmul_input_tensor.values.shape[-2], weight.shape[-1]
+    check(residual.shape[-2:] == (rows, width), op, f"addcmul_input_tensor1 must be [{rows}, {width}], got {describe(residual)}")
+    gate_fits = gate.shape[-1] == width and gate.shape[-2] in (1, rows)
+    check(gate_fits, op, f"addcmul_input_tensor2 must be [1 or {rows}, {width}], got {describe(gate)}")
+    check(
+        residual.dtype.tile_bytes == weight.dtype.tile_bytes,
+        op,
+        f"tiles of addcmul_input_tensor1 and of the weight must have equal bytes, got {residual.dtype.name} and {weight.dtype.name}",
+    )
+    base, factor = residual.values.reshape(-1, width), gate.values.reshape(-1, width)
+    check(
+        base.shape[0] == matmul_input_tensor.values[..., 0].numel() and factor.shape[0] in (1, base.shape[0]),
+        op,
+        f"batches differ: {describe(matmul_input_tensor)}, {describe(residual)}, {describe(gate)}",
+    )
+
+    def add_gated(tile, rows, columns):
+        gate_rows = rows if factor.shape[0] > 1 else slice(0, 1)
+        return tile.mul_(factor[gate_rows, columns]).mul_(scalar).add_(base[rows, columns])
+
+    return _minimal(op, matmul_input_tensor, weight, bias_tensor, None, memory_config, dtype, compute_kernel_config, add_gated)
+
+
+def _minimal(op, x, weight, bias, activation, memory_config, dtype, config, last=None):
+    _check_matmul_operands(op, x, weight, bias)
+    if isinstance(activation, str):
+        raise TypeError(f"{op}(): fused_activation must be a UnaryWithParam, got a name")
+    check(weight.values.shape[:-2].numel() == 1, op, f"the weight must have 1 in all dims < -2, got {describe(weight)}")
+    inner, width = weight.shape[-2:]
+    check(x.shape[-1] == inner, op, f"inner dimensions must match, got K={x.shape[-1]} and K_w={inner}")
+    if bias is not None:
+        one_row = bias.values.numel() == bias.shape[-1] == width
+        check(one_row, op, f"the bias must be one row of N = {width}, got {describe(bias)}")
+    first = _finish(op, bias, activation, x.shape[-2], width)
+
+    def finish(tile, rows, columns):
+        tile = first(tile, rows, columns)
+        return tile if last is None else last(tile, rows, columns)
+
+    dtype = dtype or x.dtype
+    out = _empty((*x.shape[:-1], width), dtype, x.values)
+    gemm(x.values.reshape(-1, inner), weight.values.reshape(inner, width), config or ACCURATE, dtype, out.view(-1, width), finish)
+    return device_tensor(out, x, dtype=dtype, memory_config=memory_config)
+
+
+def _check_matmul_operands(op, a, b, bias):
+    check_operands(op, input_tensor_a=a, input_tensor_b=b, bias=bias)
+    check_layout(op, Layout.TILE, input_tensor_a=a, input_tensor_b=b)
+    check_dtype(op, FLOATS, input_tensor_a=a, input_tensor_b=b, bias=bias)
+    enough = len(a.shape) >= 2 and len(b.shape) >= 2
+    check(enough, op, f"operands need at least 2 dimensions, got {describe(a)} and {describe(b)}")
+
+
+def _default_config(a, b, blocked: bool) -> WormholeComputeKernelConfig:
+    """TT-NN's own choice: sums in bf16 unless both operands are fp32, HiFi2 at best otherwise."""
+    if a.dtype is b.dtype is DataType.FLOAT32:
+        return ACCURATE
+    low = blocked or (a.dtype.is_block_float and b.dtype.is_block_float)
+    fidelity = MathFidelity.LoFi if low else MathFidelity.HiFi2
+    return WormholeComputeKernelConfig(math_fidelity=fidelity, packer_l1_acc=True)
+
+
+def _finish(op, bias, activation, rows, width):
+    """What follows a product: the bias (one row, or all ``rows``) and the activation, in fp32."""
+    row = None
+    if bias is not None:
+        lines = bias.values.numel() // max(1, bias.shape[-1])
+        fits = bias.shape[-1] == width and lines in (1, rows)
+        check(fits, op, f"the bias must be [1 or {rows}, {width}], got {describe(bias)}")
+        row = bias.values.reshape(lines, width)
+    function = None if activation is None else activation_of(op, activation)
+
+    def finish(tile, rows, columns):
+        if row is not None:
+            tile += row[rows if row.shape[0] > 1 else slice(0, 1), columns]
+        return tile if function is None else function(tile)
+
+    return finish
+
+
+def _empty(shape, dtype, like) -> torch.Tensor:
+    return torch.empty(shape, dtype=storage_dtype(dtype), device=like.device)

@@ -1,0 +1,142 @@
+"""Tensors and the buffers they own."""
+
+import math
+from typing import Optional
+
+import torch
+
+from .checks import check, describe
+from .device import MeshDevice
+from .types import (
+    DRAM_MEMORY_CONFIG,
+    TILE_SIZE,
+    DataType,
+    Layout,
+    MemoryConfig,
+    Shape,
+    StorageType,
+    TensorMemoryLayout,
+)
+
+
+def padded_shape(shape, layout: Layout) -> Shape:
+    """The shape as stored: tiles pad the last two dimensions to 32 (and make a vector a matrix of 32 rows)."""
+    if layout is Layout.ROW_MAJOR:
+        return Shape(shape)
+    full = (1,) * (2 - len(shape)) + tuple(shape)
+    return Shape((*full[:-2], *(math.ceil(size / TILE_SIZE) * TILE_SIZE for size in full[-2:])))
+
+
+class Buffer:
+    """The storage of one or more tensors: a contiguous torch tensor, and the bytes it takes on a device (if any)."""
+
+    def __init__(self, values: torch.Tensor, dtype: DataType, layout: Layout, device: Optional[MeshDevice], memory: MemoryConfig):
+        self.values, self.device = None, None  # so that a refused buffer holds nothing to free
+        if device is not None:
+            check(device.is_open, "allocate", "the device is closed")
+            self.pool = device.pools[memory.buffer_type]
+            padded = padded_shape(values.shape, layout)
+            if layout is Layout.TILE:
+                pages, page_bytes = math.prod(padded) // TILE_SIZE**2, dtype.tile_bytes
+            else:
+                row = padded[-1] if padded else 1
+                pages, page_bytes = math.prod(padded) // max(row, 1), row * dtype.element_bytes
+            self.bytes_per_bank = self.pool.allocate(pages, page_bytes)
+        self.values, self.device = values.contiguous(), device
+        self.owners = 1
+
+    def free(self) -> None:
+        if self.values is not None and self.device is not None:
+            self.pool.release(self.bytes_per_bank)
+        self.values = None
+
+    __del__ = free
+
+
+class Tensor:
+    """A tensor on the host (``device`` None) or on a device. Only the logical values are held; padding is computed.
+
+    ``values`` are in the storage dtype of ``dtype`` (see ``formats``). Made by ``from_torch``, ``empty``, ``zeros``
+    and the operations, not by users.
+    """
+
+    def __init__(
+        self,
+        values: torch.Tensor,
+        dtype: DataType,
+        layout: Layout,
+        device: Optional[MeshDevice] = None,
+        memory_config: Optional[MemoryConfig] = None,
+    ):
+        memory_config = memory_config or DRAM_MEMORY_CONFIG
+        check(
+            layout is Layout.TILE or not dtype.is_block_float,
+            "tensor",
+            f"only TILE layout is supported for {dtype.name}, got {layout} for shape {list(values.shape)}",
+        )
+        check(
+            memory_config.memory_layout is TensorMemoryLayout.INTERLEAVED,
+            "tensor",
+            f"{memory_config.memory_layout} is not emulated, only INTERLEAVED",
+        )
+        self.shape, self.dtype, self.layout = Shape(values.shape), dtype, layout
+        self._memory_config = memory_config
+        self._buffer = Buffer(values, dtype, layout, device, memory_config)
+        self._storage = StorageType.HOST if device is None else StorageType.DEVICE
+
+    def view(self, shape) -> "Tensor":
+        """A tensor of another shape on the same buffer, freed when the last of them is."""
+        other = object.__new__(Tensor)
+        other.__dict__.update(self.__dict__, shape=Shape(shape))
+        self._buffer.owners += 1
+        return other
+
+    def __del__(self):
+        if hasattr(self, "_buffer"):  # absent when the constructor refused
+            self._buffer.owners -= 1
+
+    def __repr__(self) -> str:
+        where = self._storage.name.lower() if self.is_allocated() else "deallocated"
+        return f"ttnn.Tensor({list(self.shape)}, {self.dtype.name}, {self.layout.name}, {where})"
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The values in logical shape. Raises RuntimeError after deallocation."""
+        check(self.is_allocated(), "tensor", f"{describe(self)} was deallocated")
+        return self._buffer.values.view(self.shape)
+
+    @property
+    def padded_shape(self) -> Shape:
+        return padded_shape(self.shape, self.layout)
+
+    def memory_config(self) -> MemoryConfig:
+        return self._memory_config
+
+    def storage_type(self) -> StorageType:
+        return self._storage
+
+    def is_allocated(self) -> bool:
+        return self._buffer.values is not None
+
+    def device(self) -> Optional[MeshDevice]:
+        """The tensor's device; None for a host or a deallocated tensor."""
+        return self._buffer.device if self.is_allocated() else None
+
+    def deallocate(self, force: bool = False) -> None:
+        """Free the device memory; a buffer shared with other tensors (views) is only freed if ``force``."""
+        if self._storage is StorageType.DEVICE and (force or self._buffer.owners == 1):
+            self._buffer.free()
+
+
+def deallocate(tensor: Tensor, force: bool = True) -> None:
+    """Free the tensor's device memory now, also under views of it unless ``force`` is False."""
+    tensor.deallocate(force)
+
+
+def is_tensor_storage_on_device(tensor: Tensor) -> bool:
+    return tensor.storage_type() is StorageType.DEVICE
+
+
+def device_tensor(values: torch.Tensor, like: Tensor, *, dtype=None, layout=None, memory_config=None) -> Tensor:
+    """The result of an operation on ``like``'s device; dtype and layout are ``like``'s unless given, memory is DRAM."""
+    return Tensor(values, dtype or like.dtype, layout or like.layout, like.device(), memory_config)

@@ -1,0 +1,131 @@
+"""Making tensors, moving them between torch, host and device, and changing their dtype or layout."""
+
+import torch
+
+from .checks import check, check_operands
+from .device import MeshDevice
+from .formats import host_convert, pack, storage_dtype
+from .tensor import Tensor, device_tensor
+from .types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig, StorageType
+
+_DTYPE_OF_TORCH = {
+    torch.float32: DataType.FLOAT32,
+    torch.bfloat16: DataType.BFLOAT16,
+    torch.float16: DataType.BFLOAT16,
+    torch.int64: DataType.UINT32,
+    torch.uint32: DataType.UINT32,
+}
+
+
+def from_torch(
+    tensor: torch.Tensor,
+    dtype: DataType | None = None,
+    *,
+    layout: Layout | None = None,
+    device: MeshDevice | None = None,
+    memory_config: MemoryConfig | None = None,
+) -> Tensor:
+    """A copy of a torch tensor, on the device if one is given.
+
+    ``dtype`` defaults to the torch tensor's, ``layout`` to row-major (block floats: tiles). Conversion follows the
+    host's rules. Raises RuntimeError for a torch dtype without a counterpart and for row-major block floats.
+    """
+    if dtype is None:
+        check(tensor.dtype in _DTYPE_OF_TORCH, "from_torch", f"no ttnn dtype for {tensor.dtype}; pass dtype")
+        dtype = _DTYPE_OF_TORCH[tensor.dtype]
+    if layout is None:
+        layout = Layout.TILE if dtype.is_block_float else Layout.ROW_MAJOR
+    values = host_convert(tensor.detach(), dtype)
+    if values.data_ptr() == tensor.data_ptr():
+        values = values.clone()
+    return Tensor(_placed(values, device), dtype, layout, device, memory_config)
+
+
+def to_torch(tensor: Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The values as a torch tensor on the CPU: bf16, fp32 (also for block floats) or uint32, unless ``dtype`` is given."""
+    natural = {DataType.BFLOAT16: torch.bfloat16, DataType.UINT32: torch.uint32}.get(tensor.dtype, torch.float32)
+    return tensor.values.to("cpu", dtype or natural, copy=True)
+
+
+def to_device(tensor: Tensor, device: MeshDevice, memory_config: MemoryConfig | None = None) -> Tensor:
+    """The tensor on the device; one that is there already is returned as it is."""
+    if tensor.storage_type() is StorageType.DEVICE:
+        check_operands("to_device", tensor=tensor)
+        return tensor
+    return Tensor(_placed(tensor.values, device), tensor.dtype, tensor.layout, device, memory_config)
+
+
+def from_device(tensor: Tensor) -> Tensor:
+    """The tensor on the host; one that is there already is returned as it is."""
+    if tensor.storage_type() is StorageType.HOST:
+        return tensor
+    check_operands("from_device", tensor=tensor)
+    return Tensor(tensor.values.cpu(), tensor.dtype, tensor.layout)
+
+
+def empty(
+    shape,
+    dtype: DataType = DataType.BFLOAT16,
+    layout: Layout = Layout.ROW_MAJOR,
+    device: MeshDevice | None = None,
+    memory_config: MemoryConfig = DRAM_MEMORY_CONFIG,
+) -> Tensor:
+    """A device tensor of unspecified values; its host memory is not touched until something is."""
+    if device is None:
+        raise TypeError("empty(): a device is needed")
+    values = torch.empty(tuple(shape), dtype=storage_dtype(dtype), device=device.torch_device)
+    return Tensor(values, dtype, layout, device, memory_config)
+
+
+def zeros(
+    shape,
+    dtype: DataType | None = None,
+    layout: Layout | None = None,
+    device: MeshDevice | None = None,
+    memory_config: MemoryConfig | None = None,
+) -> Tensor:
+    """A tensor of zeros, by default bf16, row-major and on the host."""
+    dtype, layout = dtype or DataType.BFLOAT16, layout or Layout.ROW_MAJOR
+    where = "cpu" if device is None else device.torch_device
+    return Tensor(torch.zeros(tuple(shape), dtype=storage_dtype(dtype), device=where), dtype, layout, device, memory_config)
+
+
+def to_layout(
+    tensor: Tensor,
+    layout: Layout,
+    dtype: DataType | None = None,
+    memory_config: MemoryConfig | None = None,
+) -> Tensor:
+    """The tensor in another layout. Block floats become bf16 in row-major, the only layout they do not have."""
+    if dtype is None:
+        dtype = DataType.BFLOAT16 if tensor.dtype.is_block_float and layout is Layout.ROW_MAJOR else tensor.dtype
+    if (layout, dtype) == (tensor.layout, tensor.dtype):
+        return tensor
+    return _converted("to_layout", tensor, dtype, layout, memory_config)
+
+
+def typecast(input_tensor: Tensor, dtype: DataType, *, memory_config: MemoryConfig | None = None) -> Tensor:
+    """The tensor in another dtype: on the device by the packer's rules, on the host by the host's.
+
+    A row-major host tensor becomes tiles when cast to a block float; a row-major device tensor is refused.
+    """
+    on_host = input_tensor.storage_type() is StorageType.HOST
+    layout = Layout.TILE if on_host and dtype.is_block_float else input_tensor.layout
+    return _converted("typecast", input_tensor, dtype, layout, memory_config or input_tensor.memory_config())
+
+
+def _converted(op, tensor, dtype, layout, memory_config):
+    if tensor.storage_type() is StorageType.HOST:
+        return Tensor(host_convert(tensor.values, dtype), dtype, layout)
+    check_operands(op, tensor=tensor)
+    if dtype is tensor.dtype:
+        values = tensor.values
+    elif DataType.UINT32 in (dtype, tensor.dtype):
+        values = tensor.values.to(storage_dtype(dtype))
+    else:
+        values = pack(tensor.values.to(torch.float32, copy=True), dtype)
+    return device_tensor(values, tensor, dtype=dtype, layout=layout, memory_config=memory_config)
+
+
+def _placed(values, device):
+    return values if device is None else values.to(device.torch_device)

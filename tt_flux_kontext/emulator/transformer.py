@@ -1,0 +1,5 @@
+"""``ttnn.transformer``."""
+
+from .attention import joint_scaled_dot_product_attention, scaled_dot_product_attention
+
+__all__ = ["joint_scaled_dot_product_attention", "scaled_dot_product_attention"]
