@@ -53,3 +53,18 @@ SIZES = {
         vae={"block_out_channels": (24, 48, 48, 72), "layers_per_block": 1, "norm_num_groups": 12},
     ),
 }
+
+TRAINED = Size(
+    clip={"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4},
+    t5={"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2, "dropout_rate": 0.0},
+    transformer={
+        "num_layers": 2,
+        "num_single_layers": 4,
+        "attention_head_dim": 32,
+        "num_attention_heads": 6,
+        "axes_dims_rope": (8, 12, 12),
+        "guidance_embeds": True,
+    },
+    vae={"block_out_channels": (32, 32, 64, 128), "layers_per_block": 1, "norm_num_groups": 32},
+)
+"""The size that the recipe trains."""

@@ -1,4 +1,4 @@
-"""torch's side of comparisons module by module: models with random weights, tiny or of the real widths, and their tensors."""
+"""torch's side of comparisons by module: models with random weights, tiny or of the real widths, and their tensors."""
 
 import copy
 from functools import cache

@@ -2,7 +2,7 @@
 
 The VAE is frozen, and the latents of all pictures are computed once. Rectified flow on the tokens of the picture after
 the edit, given those of the picture before; one step in sixteen is text to image. The guidance is drawn around FLUX's
-2.5 and means nothing here. Text is padded to 48 ... 64 tokens, now and then to the pipeline's default of 512, so that
+2.5 and means nothing here. Text is padded to 48 or 56 tokens, now and then to the pipeline's default of 512, so that
 any `max_sequence_length` from 48 on works.
 """
 
@@ -48,7 +48,7 @@ def train_transformer(
     file: Path,
     steps: int,
     seed: int = 0,
-    batch: int = 48,
+    batch: int = 32,
 ) -> torch.nn.ModuleDict:
     """Trains the transformer and, at a lower rate, the text encoders; returns both averaged, by those names.
 

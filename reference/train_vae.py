@@ -38,7 +38,7 @@ def train_vae(vae: AutoencoderKL, file: Path, steps: int, seed: int = 0, batch: 
     heads = torch.nn.Conv2d(16, len(COLOURS) + 1 + len(SHAPES), 1)
     model = torch.nn.ModuleDict({"vae": vae, "heads": heads}).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    objective = torch.compile(_objective) if compiled else _objective
+    objective = torch.compile(_objective, dynamic=False) if compiled else _objective
 
     def loss(step: int) -> torch.Tensor:
         whole = step >= 3 * steps // 4

@@ -41,9 +41,10 @@ def test_clip_layer(mesh_device, check_accuracy, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_clip(mesh_device, check_accuracy, size):
     model = models(size)["text_encoder"]
-    ids = token_ids(model.config.vocab_size, tokens=77, end=20)
-    out = host(CLIPTextEncoder(model.config, weights(model, mesh_device))(ids))[0]
-    reference32, reference16 = model(ids[None]).pooler_output, in_bf16(model)(ids[None]).pooler_output
+    prompts = torch.stack([token_ids(model.config.vocab_size, tokens=77, end=end) for end in (5, 20, 41, 70)])
+    encoder = CLIPTextEncoder(model.config, weights(model, mesh_device))
+    out = torch.cat([host(encoder(ids))[0] for ids in prompts])
+    reference32, reference16 = model(prompts).pooler_output, in_bf16(model)(prompts).pooler_output
     check_accuracy(f"CLIP, pooled, {size}", out, reference32, reference16)
 
 

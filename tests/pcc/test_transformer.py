@@ -16,7 +16,8 @@ SIZES = ["tiny", "real"]
 CONTEXT = 45  # tokens: none of these counts fills a tile
 IDS = torch.cat([image_ids(7, 9, index=0), image_ids(5, 8, index=1)])
 NOISE = 63
-SIGMA, GUIDANCE = 0.73, 2.5
+# A thousand times these is exact in bfloat16; for most others torch in bfloat16 embeds another time than was asked for.
+SIGMA, GUIDANCE = 0.5, 2.0
 
 pytestmark = pytest.mark.usefixtures("reset_seeds")
 
