@@ -38,19 +38,19 @@ SIZES = {
     "tiny": _TINY,
     # As FLUX.1 schnell: no guidance embedding.
     "tiny_schnell": replace(_TINY, transformer=_TINY.transformer | {"guidance_embeds": False}),
-    # Widths that fill no 32 x 32 tile.
+    # Widths that fill no 32 x 32 tile, as far as TT-NN has ops for them: heads and VAE channels must fill theirs.
     "odd": Size(
-        clip={"hidden_size": 72, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 3},
-        t5={"d_model": 80, "d_kv": 24, "num_heads": 3, "d_ff": 120, "num_layers": 2},
+        clip={"hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2, "num_attention_heads": 3},
+        t5={"d_model": 80, "d_kv": 32, "num_heads": 3, "d_ff": 120, "num_layers": 2},
         transformer={
             "num_layers": 1,
             "num_single_layers": 2,
-            "attention_head_dim": 40,
+            "attention_head_dim": 32,
             "num_attention_heads": 3,
-            "axes_dims_rope": (8, 16, 16),
+            "axes_dims_rope": (8, 12, 12),
             "guidance_embeds": True,
         },
-        vae={"block_out_channels": (24, 48, 48, 72), "layers_per_block": 1, "norm_num_groups": 12},
+        vae={"block_out_channels": (32, 64, 64, 96), "layers_per_block": 1, "norm_num_groups": 16},
     ),
 }
 

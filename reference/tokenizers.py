@@ -55,11 +55,10 @@ def write_t5_tokenizer(folder: Path, corpus: Iterable[str], pieces: int = 400) -
         vocab_size=pieces,
         special_tokens=[_PAD, _END, _UNK],
         unk_token=_UNK,
-        initial_alphabet=sorted(set(string.printable) - set(string.whitespace)),
         show_progress=False,
     )
     trained.train_from_iterator(corpus, trainer)
-    vocabulary = [(piece, score) for piece, score in json.loads(trained.to_str())["model"]["vocab"]]
+    vocabulary = _complete(json.loads(trained.to_str())["model"]["vocab"])
 
     folder.mkdir()
     (folder / "spiece.model").write_bytes(_sentencepiece_model(vocabulary))
@@ -76,6 +75,21 @@ def write_t5_tokenizer(folder: Path, corpus: Iterable[str], pieces: int = 400) -
 def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, T5TokenizerFast]:
     """CLIP's and T5's tokenizer of a checkpoint folder."""
     return CLIPTokenizer.from_pretrained(folder / "tokenizer"), T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
+
+
+def _complete(vocabulary: list) -> list[tuple[str, float]]:
+    """A trained vocabulary without what varies between runs of the trainer, and with all printable characters.
+
+    The last bits of the scores vary, and so does the order in which it ranks characters that never stand alone: those
+    get one score here, as do the characters that it has never seen.
+    """
+    special = [(piece, score) for piece, score in vocabulary[:3]]
+    floor = min(score for piece, score in vocabulary[3:] if len(piece) > 1)
+    learnt = [(piece, round(score, 6)) for piece, score in vocabulary[3:] if score >= floor]
+    learnt.sort(key=lambda item: (-item[1], item[0]))
+    others = {piece for piece, _ in vocabulary[3:]} | set(string.printable) - set(string.whitespace)
+    others -= {piece for piece, _ in learnt}
+    return special + learnt + [(character, round(floor - 1, 6)) for character in sorted(others)]
 
 
 def _sentencepiece_model(vocabulary: list[tuple[str, float]]) -> bytes:

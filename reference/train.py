@@ -24,11 +24,13 @@ from .train_vae import psnr, train_vae
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of each stage: optimizer steps, and families of scenes whose latents the transformer learns from."""
+    """How much of each stage: steps, examples in a step, and families of scenes that the transformer learns from."""
 
     size: Size = TRAINED
     vae_steps: int = 1200
+    vae_batch: int = 16
     text_steps: int = 800
+    text_batch: int = 128
     families: int = 2000
     transformer_steps: int = 6000
     batch: int = 32
@@ -71,10 +73,10 @@ def train_models(work: Path, recipe: Recipe, seed: int = 0) -> Models:
     tokenizers = load_tokenizers(work)
     torch.manual_seed(seed)
     models = build_models(recipe.size, *(len(tokenizer) for tokenizer in tokenizers))
-    vae = train_vae(models["vae"], work / "vae.pt", recipe.vae_steps, seed, compiled=recipe.compiled)
+    vae = train_vae(models["vae"], work / "vae.pt", recipe.vae_steps, seed, recipe.vae_batch, recipe.compiled)
     logger.info(f"vae: {psnr(vae):.1f} dB on new scenes")
     encoders = TextEncoders(models["text_encoder"], models["text_encoder_2"], tokenizers)
-    encoders = train_text(encoders, work / "text.pt", recipe.text_steps, seed)
+    encoders = train_text(encoders, work / "text.pt", recipe.text_steps, seed, recipe.text_batch)
     latents = precompute(vae, work / "latents.pt", recipe.families, seed)
     trained = train_transformer(
         models["transformer"], encoders, latents, work / "transformer.pt", recipe.transformer_steps, seed, recipe.batch

@@ -68,7 +68,7 @@ def to_tensor(scenes: list[Scene]) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def psnr(vae: AutoencoderKL, count: int = 64) -> float:
+def psnr(vae: AutoencoderKL, count: int = 16) -> float:
     """Reconstruction of scenes that training never saw, in dB."""
     rng = Random("vae held out")
     pictures = to_tensor([family(rng, variants=0)[0] for _ in range(count)])

@@ -1,6 +1,7 @@
 """Opening and asking a device."""
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ from tt_flux_kontext.backend import choose, ttnn
 
 L1_SMALL_SIZE = 32768  # bytes a core: the sliding-window tables of ttnn.conv2d
 EMULATED_SYSTEMS = ("n150", "p100", "p150")
+TORCH_DEVICE = "TT_FLUX_KONTEXT_TORCH_DEVICE"  # environment variable: where torch computes for the emulated device
 
 
 @contextmanager
@@ -21,7 +23,8 @@ def open_device(name: str | None = None) -> Iterator["ttnn.MeshDevice"]:
         known = ", ".join(f"emulated:{system}" for system in EMULATED_SYSTEMS)
         raise ValueError(f"Unknown device '{name}': it is silicon, emulated, or one of {known}.")
     if choose(backend) == "emulated":
-        importlib.import_module("tt_flux_kontext.emulator").configure(system=system or "n150")
+        emulator = importlib.import_module("tt_flux_kontext.emulator")
+        emulator.configure(system=system or "n150", torch_device=os.environ.get(TORCH_DEVICE, "cpu"))
     device = ttnn.open_mesh_device(ttnn.MeshShape(1, 1), l1_small_size=L1_SMALL_SIZE)
     try:
         yield device

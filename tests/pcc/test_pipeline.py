@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from reference.accuracy import relative_rmse
+from reference.make_checkpoint import make_checkpoint
 from reference.pipeline import load, quiet
+from reference.torch_models import bf16
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.resolution import output_size
 
@@ -64,11 +67,15 @@ def compare(checkpoint, device, check_accuracy, label: str, height: int = 96, wi
             out = pipe(generator=torch.Generator().manual_seed(SEED), output_type=output_type, **arguments).images
             reference32, reference16 = (
                 # In bfloat16 diffusers would draw other noise.
-                reference(checkpoint, dtype)(latents=noise, output_type=output_type, **arguments).images.float()
+                reference(checkpoint, dtype)(latents=noise, output_type=output_type, **in_dtype(arguments, dtype))
                 for dtype in (torch.float32, torch.bfloat16)
             )
             what = "latents" if output_type == "latent" else "picture"
-            check_accuracy(f"{label}, {what}", out, reference32, reference16, limit=LIMIT)
+            check_accuracy(f"{label}, {what}", out, reference32.images, reference16.images.float(), limit=LIMIT)
+
+
+def in_dtype(arguments: dict, dtype: torch.dtype) -> dict:
+    return {name: x.to(dtype) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
 def starting_noise(checkpoint, arguments) -> torch.Tensor:
@@ -107,3 +114,79 @@ def test_batch(mesh_device, tiny_checkpoint, check_accuracy):
     """Two prompts with a picture each, two results of each prompt."""
     arguments = {"image": [picture(64, 80, seed=1), picture(64, 80, seed=2)], "prompt": [PROMPT, "add a blue star"]}
     compare(tiny_checkpoint, mesh_device, check_accuracy, "batch of 2 x 2", num_images_per_prompt=2, **arguments)
+
+
+@pytest.mark.parametrize("size,label", [("tiny_schnell", "no guidance embedding"), ("odd", "odd widths")])
+def test_other_configs(mesh_device, tmp_path, check_accuracy, size, label):
+    checkpoint = make_checkpoint(tmp_path / size, size=size)
+    compare(checkpoint, mesh_device, check_accuracy, label, image=picture(64, 80), prompt=PROMPT)
+
+
+def test_embeddings_and_latents(mesh_device, tiny_checkpoint, check_accuracy):
+    """In place of the text and of the picture."""
+    embeds, negative = bf16(torch.randn(2, 1, 37, 96))
+    pooled, negative_pooled = bf16(torch.randn(2, 1, 64))
+    arguments = {
+        "image": bf16(torch.randn(1, 16, 10, 6)),
+        "prompt_embeds": embeds,
+        "pooled_prompt_embeds": pooled,
+        "negative_prompt_embeds": negative,
+        "negative_pooled_prompt_embeds": negative_pooled,
+        "true_cfg_scale": 1.5,
+    }
+    compare(tiny_checkpoint, mesh_device, check_accuracy, "embeddings and latents", **arguments)
+
+
+FAST = {"prompt": PROMPT, "max_area": 64 * 64, "max_sequence_length": 32, "num_inference_steps": 2}
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def test_noise_of_a_list_of_generators(mesh_device, tiny_checkpoint):
+    seeds = [3, 4]
+    arguments = {"num_images_per_prompt": 2, "output_type": "latent"} | FAST
+    both = ours(tiny_checkpoint, mesh_device)(
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds], **arguments
+    ).images
+    arguments["num_images_per_prompt"] = 1
+    for seed, result in zip(seeds, both, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        alone = ours(tiny_checkpoint, mesh_device)(generator=generator, **arguments).images
+        assert torch.equal(alone[0], result)
+
+
+def test_output_types(mesh_device, tiny_checkpoint):
+    pipe = ours(tiny_checkpoint, mesh_device)
+    results = {kind: pipe(generator=seeded(), output_type=kind, **FAST).images for kind in ("pil", "np", "pt")}
+    assert results["pt"].shape == (1, 3, 64, 64) and results["np"].shape == (1, 64, 64, 3)
+    assert np.array_equal(results["pt"].permute(0, 2, 3, 1).numpy(), results["np"])
+    assert np.array_equal(np.asarray(results["pil"][0]), (results["np"][0] * 255).round().astype(np.uint8))
+    (images,) = pipe(generator=seeded(), output_type="np", return_dict=False, **FAST)
+    assert np.array_equal(images, results["np"])
+
+
+def test_callback(mesh_device, tiny_checkpoint):
+    """Sees what it asked for, and what it returns is used: as in diffusers."""
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, float(timestep), {name: tensor.clone() for name, tensor in tensors.items()}))
+        return {"latents": torch.zeros_like(tensors["latents"]), "prompt_embeds": tensors["prompt_embeds"] * 0}
+
+    arguments = {
+        "callback_on_step_end": callback,
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+        "output_type": "latent",
+    } | FAST
+    with quiet():
+        expected = reference(tiny_checkpoint, torch.float32)(generator=seeded(), **arguments).images
+    theirs, seen[:] = list(seen), []
+    result = ours(tiny_checkpoint, mesh_device)(generator=seeded(), **arguments).images
+    assert torch.equal(result, expected)  # the last step's replacement
+    for mine, their in zip(seen, theirs, strict=True):
+        assert mine[0] == their[0] and mine[1] == pytest.approx(their[1])
+        for name, tensor in their[2].items():
+            assert mine[2][name].shape == tensor.shape
+            assert relative_rmse(mine[2][name], tensor) < 0.02 or not tensor.any()

@@ -1,0 +1,121 @@
+"""Did the edit work? The rule, and the rates of any pipeline on edits that training never saw.
+
+    python -m reference.evaluate CHECKPOINT --count 500
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from .pipeline import load
+from .scenes import SIDE, Edit, changed_region, draw, held_out_edits
+from .wording import EDIT_KINDS
+
+MAX_CHANGED_ERROR = 0.1
+"""Limit of the mean absolute error in the changed region, as a fraction of the range."""
+MIN_KEPT_PSNR = 28.0
+"""Least PSNR of all other pixels, in dB."""
+
+TEXT_LENGTH = 56
+"""`max_sequence_length` that holds any sentence of `wording`."""
+
+EditPictures = Callable[[Sequence[Image.Image | None], Sequence[str]], Sequence[Image.Image]]
+"""Pictures (None: text to image) and sentences to pictures after the edit, all of SIDE x SIDE pixels."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How near a picture came to the right one.
+
+    Attributes:
+        changed_error: mean absolute error where the edit should change something, 0 ... 1.
+        kept_psnr: PSNR of the rest in dB; infinite where the rest is equal or empty.
+    """
+
+    changed_error: float
+    kept_psnr: float
+
+    @property
+    def success(self) -> bool:
+        return self.changed_error < MAX_CHANGED_ERROR and self.kept_psnr >= MIN_KEPT_PSNR
+
+
+def judge(before: Image.Image, target: Image.Image, result: Image.Image) -> Outcome:
+    """Compares an edit's result with its target; all three RGB pictures have one size.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if not before.size == target.size == result.size:
+        raise ValueError(f"pictures of one size are needed, not {before.size}, {target.size} and {result.size}")
+    error = (np.asarray(result, dtype=np.float64) - np.asarray(target, dtype=np.float64)) / 255
+    changed = changed_region(before, target)
+    kept = np.square(error[~changed]).mean() if (~changed).any() else 0.0
+    kept_psnr = float(-10 * np.log10(kept)) if kept else float("inf")
+    return Outcome(float(np.abs(error[changed]).mean()) if changed.any() else 0.0, kept_psnr)
+
+
+def evaluate(edit_pictures: EditPictures, edits: Sequence[Edit], batch: int = 16) -> list[Outcome]:
+    """Lets a pipeline do the edits, some at a time, and judges each."""
+    outcomes = []
+    for start in tqdm(range(0, len(edits), batch), "edits"):
+        part = edits[start : start + batch]
+        before = [draw(edit.before) for edit in part]
+        results = edit_pictures(before, [edit.instruction for edit in part])
+        outcomes += [judge(b, draw(edit.after), result) for b, edit, result in zip(before, part, results, strict=True)]
+    return outcomes
+
+
+def report(edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> str:
+    """Success rates by kind of edit and overall, then the edits that failed."""
+    by_kind = {
+        kind: [outcome.success for edit, outcome in zip(edits, outcomes) if edit.kind == kind] for kind in EDIT_KINDS
+    }
+    by_kind["all"] = [outcome.success for outcome in outcomes]
+    lines = [f"{kind:12}{np.mean(good):7.1%}  {sum(good)} of {len(good)}" for kind, good in by_kind.items() if good]
+    for edit, outcome in zip(edits, outcomes):
+        if not outcome.success:
+            figures = f"error {outcome.changed_error:.3f}, rest {outcome.kept_psnr:.1f} dB"
+            lines.append(f"failed: {edit.instruction!r} ({figures})")
+    return "\n".join(lines)
+
+
+def diffusers_editor(pipe, steps: int = 20, guidance: float = 2.5, seed: int = 0) -> EditPictures:
+    """A diffusers pipeline as a callable for `evaluate`; the same noise for the same place in a batch."""
+
+    def edit_pictures(pictures: Sequence[Image.Image], sentences: Sequence[str]) -> Sequence[Image.Image]:
+        references = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+        references = references.permute(0, 3, 1, 2).float() / 255
+        return pipe(
+            image=references,
+            prompt=list(sentences),
+            height=SIDE,
+            width=SIDE,
+            max_area=SIDE * SIDE,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            max_sequence_length=TEXT_LENGTH,
+            generator=torch.Generator().manual_seed(seed),
+            _auto_resize=False,
+        ).images
+
+    return edit_pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Success rates of a checkpoint by diffusers in float32.")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    edits = held_out_edits(arguments.count)
+    print(report(edits, evaluate(diffusers_editor(load(arguments.checkpoint), arguments.steps), edits)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The demo as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pytest", "demo", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_edits_a_picture(tmp_path):
+    source, out = tmp_path / "in.png", tmp_path / "results" / "edited.png"
+    Image.new("RGB", (300, 200), "orange").save(source)
+    result = demo("--image", str(source), "--out", str(out), "--steps", "2", "--device", "emulated")
+    assert result.returncode == 0, result.stdout
+    assert "PCC with diffusers" in result.stdout and "vae decoder" in result.stdout
+    assert "Warning" not in result.stdout + result.stderr
+    assert Image.open(out).size == (144, 96)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["edited.png", "edited_before_after.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--image", "no.png"], "--image no.png: there is no such file."),
+        (["--image", "README.md"], "--image README.md: it can't be read as a picture"),
+        (["--device", "gpu"], "Unknown device 'gpu': it is one of silicon, emulated."),
+        (["--steps", "0"], "--steps 0: at least one step is needed."),
+        (["--width", "64"], "--width and --height go together."),
+        (["--out", "edited.txt"], "the name must end like a picture's"),
+        (["--weights", "/no/such/folder"], "'/no/such/folder' is neither a folder here nor a repository"),
+    ],
+)
+def test_says_what_is_wrong(arguments, message):
+    result = demo(*arguments)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr

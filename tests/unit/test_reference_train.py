@@ -1,0 +1,57 @@
+"""The recipe runs from nothing to a checkpoint, and goes on where it was stopped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reference.make_checkpoint import make_checkpoint
+from reference.muon import orthogonalise
+from reference.pipeline import load
+from reference.sizes import SIZES
+from reference.train import Recipe, train
+from reference.training import fit
+
+QUICK = Recipe(
+    SIZES["tiny"], vae_steps=2, vae_batch=4, text_steps=2, text_batch=16, families=12, transformer_steps=2, batch=6
+)
+
+
+def test_the_recipe_gives_a_checkpoint_and_resumes(tmp_path):
+    made = make_checkpoint(tmp_path / "made")
+    trained = train(tmp_path / "trained", tmp_path / "work", QUICK)
+    names = lambda folder: {path.relative_to(folder) for path in folder.rglob("*")}
+    assert names(trained) == names(made)
+    first = load(trained).transformer.proj_out.weight
+    assert first.abs().sum() > 0
+
+    again = load(train(tmp_path / "again", tmp_path / "work", QUICK)).transformer.proj_out.weight
+    assert torch.equal(first, again)
+    longer = replace(QUICK, transformer_steps=3)
+    assert not torch.equal(first, load(train(tmp_path / "longer", tmp_path / "work", longer)).transformer.proj_out.weight)
+
+
+def test_an_interrupted_fit_ends_like_a_whole_one(tmp_path):
+    def run(file, stop=None):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+
+        def loss(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            data = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            return (model(data) - data.sum(1, keepdim=True)).square().mean()
+
+        return fit("line", model, [optimizer], loss, 20, file, save_every=5)
+
+    whole = run(tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped.pt", stop=13)
+    assert torch.equal(whole.weight, run(tmp_path / "stopped.pt").weight)
+
+
+def test_orthogonalise_brings_singular_values_near_one():
+    matrices = torch.randn(2, 24, 8, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.5 and values.max() < 1.5
