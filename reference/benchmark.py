@@ -1,6 +1,6 @@
 """Time of the emulator against diffusers in bfloat16, in one run: a double and a single block at their real size.
 
-    python -m reference.benchmark [--tokens 1024]
+python -m reference.benchmark [--tokens 1024]
 """
 
 import argparse

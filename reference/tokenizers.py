@@ -85,10 +85,10 @@ def _complete(vocabulary: list) -> list[tuple[str, float]]:
     """
     special = [(piece, score) for piece, score in vocabulary[:3]]
     floor = min(score for piece, score in vocabulary[3:] if len(piece) > 1)
-    learnt = [(piece, round(score, 6)) for piece, score in vocabulary[3:] if score >= floor]
+    ranked = {piece for piece, score in vocabulary[3:] if len(piece) == 1 and score < floor + 0.01}
+    learnt = [(piece, round(score, 6)) for piece, score in vocabulary[3:] if piece not in ranked]
     learnt.sort(key=lambda item: (-item[1], item[0]))
-    others = {piece for piece, _ in vocabulary[3:]} | set(string.printable) - set(string.whitespace)
-    others -= {piece for piece, _ in learnt}
+    others = (ranked | set(string.printable) - set(string.whitespace)) - {piece for piece, _ in learnt}
     return special + learnt + [(character, round(floor - 1, 6)) for character in sorted(others)]
 
 

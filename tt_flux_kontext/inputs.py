@@ -89,9 +89,7 @@ def check_numbers(
     if num_images_per_prompt < 1:
         raise ValueError(f"`num_images_per_prompt` must be at least 1 but is {num_images_per_prompt}.")
     if not 1 <= max_sequence_length <= MAX_SEQUENCE_LENGTH:
-        raise ValueError(
-            f"`max_sequence_length` must be from 1 to {MAX_SEQUENCE_LENGTH} but is {max_sequence_length}."
-        )
+        raise ValueError(f"`max_sequence_length` must be from 1 to {MAX_SEQUENCE_LENGTH} but is {max_sequence_length}.")
     if output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"`output_type` must be pil, np, pt or latent but is {output_type!r}.")
     unknown = [name for name in callback_tensors if name not in CALLBACK_TENSORS]
@@ -104,10 +102,10 @@ def check_numbers(
 def image_input(
     image, processor: VaeImageProcessor, latent_channels: int, multiple_of: int, auto_resize: bool
 ) -> torch.Tensor:
-    """Pictures to edit as float32 [B, 3, H, W] from -1 to 1, at the size the VAE takes; latents [B, C, h, w] as they are.
+    """Pictures to edit as float32 [B, 3, H, W] from -1 to 1, at the VAE's size; latents [B, C, h, w] as they are.
 
     Args:
-        image: PIL image, numpy array [(B,) H, W, 3] or tensor [(B,) 3, H, W] from 0 to 1, a list of one kind, or latents.
+        image: PIL image, numpy array [(B,) H, W, 3], tensor [(B,) 3, H, W] from 0 to 1, a list of one kind, latents.
 
     Raises `TypeError` for another kind of input and `ValueError` for pictures that can't be used.
     """
@@ -125,10 +123,10 @@ def image_input(
         size = reference_size(first.height, first.width, multiple_of, auto_resize)
         return processor.preprocess([processor.resize(picture, *size) for picture in pictures], *size)
     if isinstance(first, np.ndarray):
-        pictures = np.concatenate([array if array.ndim == 4 else array[None] for array in map(np.asarray, _listed(image))])
-        return _tensor_input(
-            processor.numpy_to_pt(pictures), processor, latent_channels, multiple_of, auto_resize
+        pictures = np.concatenate(
+            [array if array.ndim == 4 else array[None] for array in map(np.asarray, _listed(image))]
         )
+        return _tensor_input(processor.numpy_to_pt(pictures), processor, latent_channels, multiple_of, auto_resize)
     raise TypeError(f"`image` must be PIL, numpy or torch, or a list of one of them, but is {type(first).__name__}.")
 
 

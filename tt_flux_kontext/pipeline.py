@@ -104,8 +104,8 @@ class FluxKontextPipeline:
             prompt_embeds, pooled_prompt_embeds: [B, S, J] and [B, P], in place of `prompt`; the negative ones likewise.
             output_type: `pil`, `np` [B, H, W, 3], `pt` [B, 3, H, W], or `latent` [B, tokens, channels].
             return_dict: False for a plain tuple.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; what it returns
-                of `latents` and `prompt_embeds` replaces them.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; what it
+                returns of `latents` and `prompt_embeds` replaces them.
             callback_on_step_end_tensor_inputs: names of those tensors that it gets.
             max_sequence_length: T5 tokens, at most 512.
             max_area: pixels of the result.

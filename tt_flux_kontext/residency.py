@@ -18,8 +18,8 @@ class Models:
 
     Models: `clip`, `t5`, `vae encoder`, `modulation`, `transformer`, `vae decoder`.
 
-    Raises `CheckpointError`, before anything reaches the device, when a model's files don't fit its config or the models
-    don't fit together.
+    Raises `CheckpointError`, before anything reaches the device, when a model's files don't fit its config or the
+    models don't fit together.
     """
 
     def __init__(self, checkpoint: Checkpoint, device, precision: Precision):

@@ -28,7 +28,7 @@ DEFAULT_EDGE = 1024
 def output_size(height: int | None, width: int | None, max_area: int, multiple_of: int) -> tuple[int, int]:
     """(height, width) in pixels of the result: the aspect ratio asked for, an area of about `max_area`.
 
-    Each edge is rounded down to `multiple_of`. Raises `ValueError` when an edge is not positive or nothing is left of it.
+    Each edge is rounded down to `multiple_of`. Raises `ValueError` where one is not positive or nothing is left of it.
     """
     height = DEFAULT_EDGE if height is None else height
     width = DEFAULT_EDGE if width is None else width
@@ -64,7 +64,7 @@ def reference_size(height: int, width: int, multiple_of: int, auto_resize: bool 
 
 
 def image_ids(rows: int, columns: int, index: int) -> torch.Tensor:
-    """Position ids (index, row, column) of a picture's tokens, float32 [rows columns, 3]; index 0: noise, 1: reference."""
+    """Position ids (index, row, column) of tokens, float32 [rows columns, 3]; index 0 is noise, 1 the reference."""
     ids = torch.zeros(rows, columns, 3)
     ids[..., 0] = index
     ids[..., 1] = torch.arange(rows)[:, None]

@@ -14,7 +14,9 @@ def guidance_not_scaled(monkeypatch):
     monkeypatch.setattr(
         modulation.Modulation,
         "_upload",
-        lambda self, values: embed(self, [v / 1000 for v in values] if values == [test_transformer.GUIDANCE] else values),
+        lambda self, values: embed(
+            self, [v / 1000 for v in values] if values == [test_transformer.GUIDANCE] else values
+        ),
     )
 
 

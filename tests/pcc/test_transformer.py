@@ -171,7 +171,7 @@ def test_transformer(mesh_device, check_accuracy):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_gelu_tail(mesh_device, check_accuracy, size):
-    """Around -3 the tanh form of GELU is a tenth smaller than the exact one; elsewhere bfloat16 can't tell them apart."""
+    """Around -3 the tanh form of GELU is a tenth off the exact one; elsewhere bfloat16 can't tell them apart."""
     model = in_bf16(models(size)["transformer"]).float()
     model.transformer_blocks[0].ff.net[0].proj.bias.fill_(-4.0)
     projection = model.transformer_blocks[0].ff.net[0]

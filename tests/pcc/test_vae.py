@@ -38,9 +38,7 @@ def test_resnet_block(mesh_device, check_accuracy, size, name):
     model = models(size)["vae"]
     block = model.get_submodule(name)
     x = bf16(torch.randn(1, block.in_channels, HEIGHT, WIDTH))
-    ours = ResnetBlock(
-        config_of(model), weights(model, mesh_device).at(name), block.in_channels, block.out_channels
-    )
+    ours = ResnetBlock(config_of(model), weights(model, mesh_device).at(name), block.in_channels, block.out_channels)
     out = host(ours(feature_map(x, mesh_device)))
     label = f"VAE residual block {block.in_channels} to {block.out_channels}, {size}"
     check_accuracy(label, out, block(x, None), in_bf16(block)(x.bfloat16(), None))

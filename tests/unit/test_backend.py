@@ -12,7 +12,9 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)
 
 
-OPEN = "from tt_flux_kontext.device import open_device, dram_bytes\nwith open_device({!r}) as d: print(dram_bytes(d)[1])"
+OPEN = (
+    "from tt_flux_kontext.device import open_device, dram_bytes\nwith open_device({!r}) as d: print(dram_bytes(d)[1])"
+)
 
 
 @pytest.mark.parametrize("name,total", [("emulated", 12.87e9), ("emulated:n150", 12.87e9), ("emulated:p150", 34.22e9)])

@@ -53,7 +53,9 @@ def test_infinities_and_nan_survive_the_packer():
 @given(data=st.data())
 def test_block_floats_share_an_exponent_and_are_stable(convert, dtype, data):
     width = data.draw(st.integers(1, 70))
-    rows = data.draw(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=width, max_size=width), min_size=1, max_size=3))
+    rows = data.draw(
+        st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=width, max_size=width), min_size=1, max_size=3)
+    )
     x = torch.tensor(rows)
     once = convert(x.clone(), dtype).float()
     assert torch.equal(convert(once.clone(), dtype).float(), once)

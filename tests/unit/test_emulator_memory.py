@@ -104,7 +104,10 @@ def test_dtype_and_layout_conversions(device):
     assert ttnn.typecast(x, ttnn.float32).dtype is ttnn.float32
     host = ttnn.typecast(ttnn.from_torch(torch.ones(2, 3)), ttnn.bfloat8_b)
     assert host.layout is TILE and host.storage_type() is ttnn.StorageType.HOST
-    assert ttnn.to_torch(ttnn.typecast(ttnn.from_torch(torch.tensor([1 + 2**-8]), device=device), ttnn.bfloat16)) == 1 + 2**-7
+    assert (
+        ttnn.to_torch(ttnn.typecast(ttnn.from_torch(torch.tensor([1 + 2**-8]), device=device), ttnn.bfloat16))
+        == 1 + 2**-7
+    )
 
 
 def test_last_reference_frees(device):
@@ -172,7 +175,10 @@ def test_reshape_is_a_view_where_the_library_has_one(device, old, new, layout, i
 
 def test_out_of_memory_names_needed_and_free_bytes(device):
     kept = [ttnn.empty([8192, 16384], layout=TILE, device=device) for _ in range(47)]
-    with pytest.raises(RuntimeError, match=r"Out of Memory: Not enough space to allocate 268435456 B DRAM.*22370304 B.*free: 21288896 B"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"Out of Memory: Not enough space to allocate 268435456 B DRAM.*22370304 B.*free: 21288896 B",
+    ):
         ttnn.empty([8192, 16384], layout=TILE, device=device)
     kept.clear()
     assert allocated(device) == 0

@@ -54,7 +54,9 @@ def error(tensor, reference):
 # ---- matrix products
 
 
-@pytest.mark.parametrize("fidelity, low, high", [("HiFi4", 1e-3, 2e-3), ("HiFi3", 1e-3, 2e-3), ("HiFi2", 3e-3, 6e-3), ("LoFi", 2e-2, 4e-2)])
+@pytest.mark.parametrize(
+    "fidelity, low, high", [("HiFi4", 1e-3, 2e-3), ("HiFi3", 1e-3, 2e-3), ("HiFi2", 3e-3, 6e-3), ("LoFi", 2e-2, 4e-2)]
+)
 def test_fidelity_costs_what_it_should(put, randn, fidelity, low, high):
     x, w = randn(1, 1, 64, 1024), randn(1024, 96)
     out = ttnn.linear(put(x), put(w), compute_kernel_config=config(fidelity))
@@ -70,7 +72,9 @@ def test_bf16_destination_dominates_the_error(put, randn, l1, low, high):
 def test_default_config_is_the_librarys(put, randn):
     x, w = randn(64, 256), randn(256, 64)
     default = ttnn.to_torch(ttnn.matmul(put(x), put(w)))
-    assert torch.equal(default, ttnn.to_torch(ttnn.matmul(put(x), put(w), compute_kernel_config=config("HiFi2", False, True))))
+    assert torch.equal(
+        default, ttnn.to_torch(ttnn.matmul(put(x), put(w), compute_kernel_config=config("HiFi2", False, True)))
+    )
     exact = ttnn.matmul(put(x, ttnn.float32), put(w, ttnn.float32))
     assert exact.dtype is ttnn.float32 and error(exact, x @ w) < 1e-6
 
@@ -126,7 +130,13 @@ def test_fused_activations(put, randn, name):
 
 @pytest.mark.parametrize("gate_rows", [1, 33])
 def test_gated_residual(put, randn, gate_rows):
-    x, w, b, residual, gate = randn(1, 1, 33, 64), randn(64, 96), randn(1, 96), randn(1, 1, 33, 96), randn(1, 1, gate_rows, 96)
+    x, w, b, residual, gate = (
+        randn(1, 1, 33, 64),
+        randn(64, 96),
+        randn(1, 96),
+        randn(1, 1, 33, 96),
+        randn(1, 1, gate_rows, 96),
+    )
     out = ttnn.experimental.dit_minimal_matmul_addcmul_fused(put(x), put(w), 0.5, put(residual), put(gate), put(b))
     assert error(out, residual + 0.5 * (x @ w + b) * gate) < BF16_ERROR
     assert out.padded_shape == [1, 1, 64, 96]
@@ -245,7 +255,14 @@ def test_group_norm(device, put, randn, channels, pixels, groups):
         [w, b], channels, groups, device=device, core_grid=grid, return_mask=True
     )
     out = ttnn.group_norm(
-        put(x), num_groups=groups, epsilon=1e-6, input_mask=mask, weight=weight, bias=bias, core_grid=grid, inplace=False
+        put(x),
+        num_groups=groups,
+        epsilon=1e-6,
+        input_mask=mask,
+        weight=weight,
+        bias=bias,
+        core_grid=grid,
+        inplace=False,
     )
     reference = F.group_norm(x.squeeze(1).mT, groups, w, b, 1e-6).mT.unsqueeze(1)
     assert error(out, reference) < BF16_ERROR
@@ -255,10 +272,19 @@ def test_group_norm(device, put, randn, channels, pixels, groups):
 # The library's answers on its mock N150.
 @pytest.mark.parametrize(
     "channels, rows, grid",
-    [(512, 16384, (8, 8)), (512, 118 * 138, (8, 1)), (256, 472 * 552, (8, 6)), (64, 64, (4, 1)), (32, 24, (1, 1)), (96, 64, (2, 1))],
+    [
+        (512, 16384, (8, 8)),
+        (512, 118 * 138, (8, 1)),
+        (256, 472 * 552, (8, 6)),
+        (64, 64, (4, 1)),
+        (32, 24, (1, 1)),
+        (96, 64, (2, 1)),
+    ],
 )
 def test_group_norm_grids(device, channels, rows, grid):
-    found = ttnn.determine_expected_group_norm_dram_grid_size(device=device, num_channels=channels, num_groups=32, input_nhw=rows)
+    found = ttnn.determine_expected_group_norm_dram_grid_size(
+        device=device, num_channels=channels, num_groups=32, input_nhw=rows
+    )
     assert (found.x, found.y) == grid
 
 
@@ -280,7 +306,9 @@ def test_attention(put, randn, queries, keys, causal):
 def test_attention_mask_and_scale(put, randn):
     q, mask = randn(1, 2, 40, 32), randn(1, 1, 40, 40)
     mask[..., 30:] = -math.inf
-    out = ttnn.transformer.scaled_dot_product_attention(put(q), put(q), put(q), attn_mask=put(mask), is_causal=False, scale=0.5)
+    out = ttnn.transformer.scaled_dot_product_attention(
+        put(q), put(q), put(q), attn_mask=put(mask), is_causal=False, scale=0.5
+    )
     assert error(out, F.scaled_dot_product_attention(q, q, q, attn_mask=mask, scale=0.5)) < ATTENTION_ERROR
 
 
@@ -293,7 +321,10 @@ def test_joint_attention(device, put, randn):
         *map(put, (q, k, v, jq, jk, jv)), joint_strategy="rear", program_config=program
     )
     reference = F.scaled_dot_product_attention(*(torch.cat(pair, 2) for pair in ((q, jq), (k, jk), (v, jv))))
-    assert error(outs[0], reference[:, :, :77]) < ATTENTION_ERROR and error(outs[1], reference[:, :, 77:]) < ATTENTION_ERROR
+    assert (
+        error(outs[0], reference[:, :, :77]) < ATTENTION_ERROR
+        and error(outs[1], reference[:, :, 77:]) < ATTENTION_ERROR
+    )
 
 
 def test_heads_are_split_and_joined(put, randn):
@@ -318,7 +349,9 @@ def test_rotary_embedding(put, randn):
 
 
 @pytest.mark.parametrize("fp32", [True, False])
-@pytest.mark.parametrize("kernel, stride, padding", [((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (0, 1, 0, 1)), ((1, 1), (1, 1), (0, 0))])
+@pytest.mark.parametrize(
+    "kernel, stride, padding", [((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (0, 1, 0, 1)), ((1, 1), (1, 1), (0, 0))]
+)
 def test_convolution(device, put, randn, monkeypatch, kernel, stride, padding, fp32):
     monkeypatch.setattr("tt_flux_kontext.emulator.convolution.OUTPUT_ELEMENTS", 3 * 12 * 40)  # bands of few rows
     x, w, b = randn(2, 10, 12, 32), randn(40, 32, *kernel) / 16, randn(1, 1, 1, 40)
@@ -328,7 +361,9 @@ def test_convolution(device, put, randn, monkeypatch, kernel, stride, padding, f
         "return_output_dim": True, "return_weights_and_bias": True,
     }  # fmt: skip
     host = [ttnn.from_torch(values, dtype=ttnn.bfloat16) for values in (w, b)]
-    out, size, prepared = ttnn.conv2d(input_tensor=put(x, layout=RM), weight_tensor=host[0], bias_tensor=host[1], **arguments)
+    out, size, prepared = ttnn.conv2d(
+        input_tensor=put(x, layout=RM), weight_tensor=host[0], bias_tensor=host[1], **arguments
+    )
     edges = padding if len(padding) == 4 else (padding[0], padding[0], padding[1], padding[1])
     padded = F.pad(x.permute(0, 3, 1, 2), (*edges[2:], *edges[:2]))
     reference = F.conv2d(padded, w, b.flatten(), stride=stride)

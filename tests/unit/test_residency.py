@@ -80,4 +80,3 @@ def test_bfp8_takes_less(tiny_checkpoint):
     config = TransformerConfig.from_dict(Checkpoint(tiny_checkpoint).config("transformer", "FluxTransformer2DModel"))
     models = [(Modulation, config), (Transformer, config)]
     assert sum(survey(models, tensors, BFP8)) < 0.8 * sum(survey(models, tensors, BF16))
-

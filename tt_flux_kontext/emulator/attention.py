@@ -103,8 +103,14 @@ def joint_scaled_dot_product_attention(
     for name, tensor in tensors.items():
         check(tensor.dtype is q.dtype, op, f"{name} must have q's dtype {q.dtype.name}, got {describe(tensor)}")
         first = q if name.startswith("input") else jq
-        check(tensor.shape == first.shape, op, f"{name} must have the shape of its query {describe(first)}, got {describe(tensor)}")
-    check(jq.shape[:2] == q.shape[:2] and jq.shape[3] == q.shape[3], op, f"{describe(q)} and {describe(jq)} do not join")
+        check(
+            tensor.shape == first.shape,
+            op,
+            f"{name} must have the shape of its query {describe(first)}, got {describe(tensor)}",
+        )
+    check(
+        jq.shape[:2] == q.shape[:2] and jq.shape[3] == q.shape[3], op, f"{describe(q)} and {describe(jq)} do not join"
+    )
     _check_program(op, q, program_config)
     outs = torch.empty_like(q.values), torch.empty_like(jq.values)
     for b in range(q.shape[0]):
@@ -155,7 +161,11 @@ def _check_program(op, q, config):
     whole = all(chunk > 0 and chunk % TILE_SIZE == 0 for chunk in chunks)
     check(whole, op, f"q_chunk_size and k_chunk_size must be positive multiples of 32, got {chunks}")
     grid = q.device().compute_with_storage_grid_size()
-    check(used.x <= grid.x and used.y <= grid.y, op, f"grid {used.x}x{used.y} is larger than the device's {grid.x}x{grid.y}")
+    check(
+        used.x <= grid.x and used.y <= grid.y,
+        op,
+        f"grid {used.x}x{used.y} is larger than the device's {grid.x}x{grid.y}",
+    )
 
 
 def nlp_create_qkv_heads(
@@ -225,8 +235,14 @@ def rotary_embedding_llama(
     check_dtype(op, [DataType.BFLOAT16], **tensors)
     check_rank(op, 4, **tensors)
     _, heads, length, width = x.shape
-    check(width % TILE_SIZE == 0 and width <= 256, op, f"the head dim must be whole tiles, at most 256, got {describe(x)}")
-    check(cos_cache.shape == sin_cache.shape, op, f"cos {describe(cos_cache)} and sin {describe(sin_cache)} differ in shape")
+    check(
+        width % TILE_SIZE == 0 and width <= 256, op, f"the head dim must be whole tiles, at most 256, got {describe(x)}"
+    )
+    check(
+        cos_cache.shape == sin_cache.shape,
+        op,
+        f"cos {describe(cos_cache)} and sin {describe(sin_cache)} differ in shape",
+    )
     fits = cos_cache.shape[0] == 1 and cos_cache.shape[1] in (1, heads) and cos_cache.shape[3] == width
     check(fits, op, f"cos {describe(cos_cache)} does not fit {describe(x)}")
     check(cos_cache.shape[2] >= length, op, f"cos {describe(cos_cache)} is shorter than {describe(x)}")

@@ -18,7 +18,11 @@ def check_operands(op: str, **tensors) -> None:
             continue
         if not hasattr(tensor, "storage_type"):
             raise TypeError(f"{op}(): {name} must be a ttnn.Tensor, got {type(tensor).__name__}")
-        check(tensor.storage_type().name == "DEVICE", op, f"{name} must be on device, got a host tensor {describe(tensor)}")
+        check(
+            tensor.storage_type().name == "DEVICE",
+            op,
+            f"{name} must be on device, got a host tensor {describe(tensor)}",
+        )
         check(tensor.is_allocated(), op, f"{name} is not allocated: {describe(tensor)} was deallocated")
         devices.add(tensor.device())
     check(len(devices) <= 1, op, "operands live on different devices")

@@ -8,7 +8,7 @@ from .eltwise import FLOATS, activation_of
 from .formats import multiplier_operands, pack, storage_dtype
 from .gemm import ACCURATE, as_multiplied, has_native_bf16, product
 from .tensor import Tensor, device_tensor
-from .transfer import from_torch, to_device, to_torch
+from .transfer import from_torch, to_torch
 from .types import Conv2dConfig, DataType, Layout, MathFidelity, MemoryConfig, StorageType, WormholeComputeKernelConfig
 
 OUTPUT_ELEMENTS = 1 << 22
@@ -41,8 +41,8 @@ def conv2d(
 ):
     """Convolution of ``[1, 1, N * H * W, C]`` or ``[N, H, W, C]`` to ``[1, 1, N * Ho * Wo, O]`` in tiles.
 
-    ``weight_tensor``: row-major ``[O, C / groups, kh, kw]``, or as an earlier call prepared it, ``[1, 1, kh * kw * C, O]``
-    tiles on the device; ``bias_tensor``: ``[1, 1, 1, O]`` on the host or prepared. ``padding``: (h, w) or (top,
+    ``weight_tensor``: row-major ``[O, C / groups, kh, kw]``, or as an earlier call prepared it,
+    ``[1, 1, kh * kw * C, O]`` tiles on the device; ``bias_tensor``: ``[1, 1, 1, O]`` on the host or prepared. ``padding``: (h, w) or (top,
     bottom, left, right). Returns the output; with ``return_output_dim`` also ``(Ho, Wo)``, with
     ``return_weights_and_bias`` also ``(weight, bias)`` as prepared, in this order. ``slice_config`` has no effect.
 
@@ -60,11 +60,20 @@ def conv2d(
     check(groups == 1, op, f"groups = {groups} is not emulated")
     kernel, stride, dilation = tuple(kernel_size), tuple(stride), tuple(dilation)
     top, bottom, left, right = padding if len(padding) == 4 else (padding[0], padding[0], padding[1], padding[1])
-    flat, full = (1, 1, batch_size * input_height * input_width, in_channels), (batch_size, input_height, input_width, in_channels)
-    check(input_tensor.shape in (flat, full), op, f"input must be {list(flat)} or {list(full)}, got {describe(input_tensor)}")
+    flat, full = (
+        (1, 1, batch_size * input_height * input_width, in_channels),
+        (batch_size, input_height, input_width, in_channels),
+    )
+    check(
+        input_tensor.shape in (flat, full),
+        op,
+        f"input must be {list(flat)} or {list(full)}, got {describe(input_tensor)}",
+    )
     span = [d * (k - 1) + 1 for d, k in zip(dilation, kernel)]
     padded = (input_height + top + bottom, input_width + left + right)
-    check(span[0] <= padded[0] and span[1] <= padded[1], op, f"kernel {kernel} does not fit into {padded} padded pixels")
+    check(
+        span[0] <= padded[0] and span[1] <= padded[1], op, f"kernel {kernel} does not fit into {padded} padded pixels"
+    )
     size = tuple((p - s) // step + 1 for p, s, step in zip(padded, span, stride))
     weight = _prepared_weight(op, weight_tensor, device, (out_channels, in_channels, *kernel), conv_config)
     bias = _prepared_bias(op, bias_tensor, device, out_channels, weight.dtype)

@@ -94,7 +94,9 @@ class MeshDevice:
         self._system = system
         cores = system.grid.x * system.grid.y
         self.pools = {
-            BufferType.DRAM: MemoryPool(BufferType.DRAM, system.dram_banks, system.dram_bank_bytes, system.dram_alignment),
+            BufferType.DRAM: MemoryPool(
+                BufferType.DRAM, system.dram_banks, system.dram_bank_bytes, system.dram_alignment
+            ),
             BufferType.L1: MemoryPool(BufferType.L1, cores, system.l1_bank_bytes - l1_small_size, L1_ALIGNMENT),
         }
 
@@ -122,7 +124,9 @@ class MeshDevice:
         pool.peak = pool.allocated
 
 
-def open_mesh_device(mesh_shape=None, l1_small_size: int = 0, trace_region_size: int = 0, num_command_queues: int = 1) -> MeshDevice:
+def open_mesh_device(
+    mesh_shape=None, l1_small_size: int = 0, trace_region_size: int = 0, num_command_queues: int = 1
+) -> MeshDevice:
     """Open the configured device. Raises RuntimeError for a mesh of more than one chip.
 
     ``l1_small_size``: bytes of L1 set aside on each core; convolutions need some. ``trace_region_size`` and

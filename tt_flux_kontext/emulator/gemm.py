@@ -6,7 +6,7 @@ route a product is rounded to bf16 (ties to even) before bias and activation are
 """
 
 import functools
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 
@@ -25,7 +25,7 @@ K_STEP = 16
 K_BLOCK = 128
 """Terms a core sums before the packer adds them to the partial result in L1 (four tiles, a common ``in0_block_w``)."""
 
-Finish = Callable[[torch.Tensor, slice, slice], Optional[torch.Tensor]]
+Finish = Callable[[torch.Tensor, slice, slice], torch.Tensor | None]
 """``finish(tile, rows, columns)``: what follows the product, on an fp32 tile; returns the tile."""
 
 
@@ -35,9 +35,9 @@ def gemm(
     config: WormholeComputeKernelConfig,
     dtype: DataType,
     out: torch.Tensor,
-    finish: Optional[Finish] = None,
+    finish: Finish | None = None,
 ) -> None:
-    """``out[M, N] = finish(in0[M, K] @ in1[K, N])``, packed as ``dtype``; operands bf16 or fp32, strides as they come."""
+    """``out[M, N] = finish(in0[M, K] @ in1[K, N])``, packed as ``dtype``; operands bf16 or fp32, of any strides."""
     check(config.math_fidelity is not MathFidelity.Invalid, "matmul", "the compute kernel config has no math fidelity")
     for row in range(0, out.shape[0], ROWS):
         rows = slice(row, min(row + ROWS, out.shape[0]))

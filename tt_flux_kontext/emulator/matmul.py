@@ -1,7 +1,5 @@
 """Matrix multiplication: ``matmul``, ``linear`` and the fused forms of ``experimental``."""
 
-from typing import Optional
-
 import torch
 
 from .checks import check, check_dtype, check_layout, check_operands, describe
@@ -26,12 +24,12 @@ def matmul(
     *,
     transpose_a: bool = False,
     transpose_b: bool = False,
-    memory_config: Optional[MemoryConfig] = None,
-    dtype: Optional[DataType] = None,
+    memory_config: MemoryConfig | None = None,
+    dtype: DataType | None = None,
     program_config=None,
     activation=None,
-    compute_kernel_config: Optional[WormholeComputeKernelConfig] = None,
-    core_grid: Optional[CoreGrid] = None,
+    compute_kernel_config: WormholeComputeKernelConfig | None = None,
+    core_grid: CoreGrid | None = None,
 ) -> Tensor:
     """``activation(a[..., M, K] @ b[..., K, N])``; dtype defaults to a's.
 
@@ -49,15 +47,15 @@ def linear(
     input_tensor_a: Tensor,
     input_tensor_b: Tensor,
     *,
-    bias: Optional[Tensor] = None,
+    bias: Tensor | None = None,
     transpose_a: bool = False,
     transpose_b: bool = False,
-    memory_config: Optional[MemoryConfig] = None,
-    dtype: Optional[DataType] = None,
+    memory_config: MemoryConfig | None = None,
+    dtype: DataType | None = None,
     program_config=None,
     activation=None,
-    compute_kernel_config: Optional[WormholeComputeKernelConfig] = None,
-    core_grid: Optional[CoreGrid] = None,
+    compute_kernel_config: WormholeComputeKernelConfig | None = None,
+    core_grid: CoreGrid | None = None,
 ) -> Tensor:
     """``activation(a[..., M, K] @ b[..., K, N] + bias[..., 1 or M, N])``; see ``matmul``."""
     return _matmul(
@@ -66,12 +64,18 @@ def linear(
     )  # fmt: skip
 
 
-def _matmul(op, a, b, bias, transpose_a, transpose_b, memory_config, dtype, program_config, activation, config, core_grid):
+def _matmul(
+    op, a, b, bias, transpose_a, transpose_b, memory_config, dtype, program_config, activation, config, core_grid
+):
     _check_matmul_operands(op, a, b, bias)
     left = a.values.mT if transpose_a else a.values
     right = b.values.mT if transpose_b else b.values
     shapes = f"{describe(a)} @ {describe(b)}"
-    check(left.shape[-1] == right.shape[-2], op, f"inner dimensions differ: {left.shape[-1]} and {right.shape[-2]} in {shapes}")
+    check(
+        left.shape[-1] == right.shape[-2],
+        op,
+        f"inner dimensions differ: {left.shape[-1]} and {right.shape[-2]} in {shapes}",
+    )
     if core_grid is not None:
         grid = a.device().compute_with_storage_grid_size()
         fits = core_grid.x <= grid.x and core_grid.y <= grid.y
@@ -84,9 +88,20 @@ def _matmul(op, a, b, bias, transpose_a, transpose_b, memory_config, dtype, prog
     if right_batch.numel() == 1:
         shape = (*left_batch, left.shape[-2], right.shape[-1])
         if bias is not None and bias.values.numel() > right.shape[-1]:
-            check(left_batch.numel() == 1, op, f"a bias of several rows {describe(bias)} needs a batch of 1, got {describe(a)}")
+            check(
+                left_batch.numel() == 1,
+                op,
+                f"a bias of several rows {describe(bias)} needs a batch of 1, got {describe(a)}",
+            )
         out = _empty(shape, dtype, left)
-        gemm(left.reshape(-1, left.shape[-1]), right.reshape(right.shape[-2:]), config, dtype, out.view(-1, shape[-1]), finish)
+        gemm(
+            left.reshape(-1, left.shape[-1]),
+            right.reshape(right.shape[-2:]),
+            config,
+            dtype,
+            out.view(-1, shape[-1]),
+            finish,
+        )
     else:
         check(left_batch == right_batch or left_batch.numel() == 1, op, f"batch dimensions differ in {shapes}")
         out = _empty((*right_batch, left.shape[-2], right.shape[-1]), dtype, left)
@@ -100,12 +115,12 @@ def minimal_matmul(
     input_tensor: Tensor,
     weight_tensor: Tensor,
     *,
-    bias_tensor: Optional[Tensor] = None,
+    bias_tensor: Tensor | None = None,
     fused_activation=None,
-    config: Optional[MinimalMatmulConfig] = None,
-    memory_config: Optional[MemoryConfig] = None,
-    dtype: Optional[DataType] = None,
-    compute_kernel_config: Optional[WormholeComputeKernelConfig] = None,
+    config: MinimalMatmulConfig | None = None,
+    memory_config: MemoryConfig | None = None,
+    dtype: DataType | None = None,
+    compute_kernel_config: WormholeComputeKernelConfig | None = None,
 ) -> Tensor:
     """``activation(input[..., M, K] @ weight[K, N] + bias[1, N])``, ``ttnn.experimental.minimal_matmul``."""
     return _minimal("minimal_matmul", input_tensor, weight_tensor, bias_tensor, fused_activation,
@@ -118,12 +133,12 @@ def dit_minimal_matmul_addcmul_fused(
     scalar: float,
     addcmul_input_tensor1: Tensor,
     addcmul_input_tensor2: Tensor,
-    bias_tensor: Optional[Tensor] = None,
+    bias_tensor: Tensor | None = None,
     *,
-    config: Optional[MinimalMatmulConfig] = None,
-    memory_config: Optional[MemoryConfig] = None,
-    dtype: Optional[DataType] = None,
-    compute_kernel_config: Optional[WormholeComputeKernelConfig] = None,
+    config: MinimalMatmulConfig | None = None,
+    memory_config: MemoryConfig | None = None,
+    dtype: DataType | None = None,
+    compute_kernel_config: WormholeComputeKernelConfig | None = None,
 ) -> Tensor:
     """``input1[..., M, N] + scalar * (input[..., M, K] @ weight[K, N] + bias[1, N]) * input2[..., 1 or M, N]``.
 
@@ -132,17 +147,24 @@ def dit_minimal_matmul_addcmul_fused(
     """
     op = "dit_minimal_matmul_addcmul_fused"
     residual, gate = addcmul_input_tensor1, addcmul_input_tensor2
-    check_operands(op, matmul_input_tensor=matmul_input_tensor, addcmul_input_tensor1=residual, addcmul_input_tensor2=gate)
+    check_operands(
+        op, matmul_input_tensor=matmul_input_tensor, addcmul_input_tensor1=residual, addcmul_input_tensor2=gate
+    )
     check_layout(op, Layout.TILE, addcmul_input_tensor1=residual, addcmul_input_tensor2=gate)
     weight = matmul_weight_tensor
     rows, width = matmul_input_tensor.values.shape[-2], weight.shape[-1]
-    check(residual.shape[-2:] == (rows, width), op, f"addcmul_input_tensor1 must be [{rows}, {width}], got {describe(residual)}")
+    check(
+        residual.shape[-2:] == (rows, width),
+        op,
+        f"addcmul_input_tensor1 must be [{rows}, {width}], got {describe(residual)}",
+    )
     gate_fits = gate.shape[-1] == width and gate.shape[-2] in (1, rows)
     check(gate_fits, op, f"addcmul_input_tensor2 must be [1 or {rows}, {width}], got {describe(gate)}")
     check(
         residual.dtype.tile_bytes == weight.dtype.tile_bytes,
         op,
-        f"tiles of addcmul_input_tensor1 and of the weight must have equal bytes, got {residual.dtype.name} and {weight.dtype.name}",
+        f"tiles of addcmul_input_tensor1 and of the weight must have equal bytes, "
+        f"got {residual.dtype.name} and {weight.dtype.name}",
     )
     base, factor = residual.values.reshape(-1, width), gate.values.reshape(-1, width)
     check(
@@ -155,7 +177,9 @@ def dit_minimal_matmul_addcmul_fused(
         gate_rows = rows if factor.shape[0] > 1 else slice(0, 1)
         return tile.mul_(factor[gate_rows, columns]).mul_(scalar).add_(base[rows, columns])
 
-    return _minimal(op, matmul_input_tensor, weight, bias_tensor, None, memory_config, dtype, compute_kernel_config, add_gated)
+    return _minimal(
+        op, matmul_input_tensor, weight, bias_tensor, None, memory_config, dtype, compute_kernel_config, add_gated
+    )
 
 
 def _minimal(op, x, weight, bias, activation, memory_config, dtype, config, last=None):
@@ -176,7 +200,14 @@ def _minimal(op, x, weight, bias, activation, memory_config, dtype, config, last
 
     dtype = dtype or x.dtype
     out = _empty((*x.shape[:-1], width), dtype, x.values)
-    gemm(x.values.reshape(-1, inner), weight.values.reshape(inner, width), config or ACCURATE, dtype, out.view(-1, width), finish)
+    gemm(
+        x.values.reshape(-1, inner),
+        weight.values.reshape(inner, width),
+        config or ACCURATE,
+        dtype,
+        out.view(-1, width),
+        finish,
+    )
     return device_tensor(out, x, dtype=dtype, memory_config=memory_config)
 
 

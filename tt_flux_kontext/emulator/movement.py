@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from .checks import check, check_dtype, check_layout, check_operands, check_rank, describe
+from .checks import check, check_dtype, check_operands, check_rank, describe
 from .formats import pack
 from .tensor import Tensor, device_tensor, padded_shape
 from .types import TILE_SIZE, DataType, Layout, MemoryConfig
@@ -28,7 +28,9 @@ def slice(
     check_operands(op, input_tensor=input_tensor)
     steps = list(slice_step or [1] * len(sizes))
     ranks = (len(slice_start), len(slice_end), len(steps))
-    check(set(ranks) == {len(sizes)}, op, f"bounds must have rank {len(sizes)}, got {ranks} for {describe(input_tensor)}")
+    check(
+        set(ranks) == {len(sizes)}, op, f"bounds must have rank {len(sizes)}, got {ranks} for {describe(input_tensor)}"
+    )
     starts = [start + size if start < 0 else start for start, size in zip(slice_start, sizes)]
     ends = [end + size if end < 0 else end for end, size in zip(slice_end, sizes)]
     for start, end, step, size in zip(starts, ends, steps, sizes):

@@ -63,7 +63,9 @@ def _row_norm(op, normalise, x, weight, bias, residual, memory_config):
     check_dtype(op, _NORMALISED, input_tensor=x, residual_input_tensor=residual)
     check_dtype(op, FLOATS, weight=weight, bias=bias)
     if residual is not None:
-        check(residual.shape == x.shape, op, f"input {describe(x)} and residual {describe(residual)} must have one shape")
+        check(
+            residual.shape == x.shape, op, f"input {describe(x)} and residual {describe(residual)} must have one shape"
+        )
     optional = {"weight": weight, "bias": bias, "residual": residual}
     operands = {"weight": _affine(op, "weight", x, weight), "bias": _affine(op, "bias", x, bias)}
     operands["residual"] = None if residual is None else residual.values
@@ -136,7 +138,9 @@ def determine_expected_group_norm_dram_grid_size(
         for y in range(grid.y, 0, -1):
             if x % columns == 0 and tile_rows % (x // columns * y) == 0:
                 return CoreGrid(x=x, y=y)
-    raise RuntimeError(f"TT_FATAL: group_norm: no grid for {num_channels} channels, {num_groups} groups, {input_nhw} rows")
+    raise RuntimeError(
+        f"TT_FATAL: group_norm: no grid for {num_channels} channels, {num_groups} groups, {input_nhw} rows"
+    )
 
 
 def _virtual_columns(grid_x: int, channels: int, groups: int) -> int:
@@ -153,12 +157,14 @@ def dram_group_norm_params_from_torch(
     return_mask: bool = True,
     dtype: DataType = DataType.BFLOAT16,
 ):
-    """Weight and bias ``[C]`` (one torch tensor or several) as ``group_norm`` wants them: row-major ``[1, 1, C / 32, 32]``.
+    """Weight and bias ``[C]`` (one torch tensor or several) as ``group_norm`` takes them, row-major ``[1, 1, C / 32, 32]``.
 
     With ``return_mask`` also the mask ``[1, groups, 32, 32 * n]`` that says which columns of a tile belong to a group.
     """
     channels, groups = channels_per_device, groups_per_device
-    assert channels % TILE_SIZE == 0 == channels % groups, f"{channels} channels: not divisible by 32 and {groups} groups"
+    assert channels % TILE_SIZE == 0 == channels % groups, (
+        f"{channels} channels: not divisible by 32 and {groups} groups"
+    )
     alone = isinstance(torch_params, torch.Tensor)
     params = [
         from_torch(values.reshape(1, 1, channels // TILE_SIZE, TILE_SIZE), dtype, device=device)

@@ -1,7 +1,6 @@
 """Tensors and the buffers they own."""
 
 import math
-from typing import Optional
 
 import torch
 
@@ -30,7 +29,9 @@ def padded_shape(shape, layout: Layout) -> Shape:
 class Buffer:
     """The storage of one or more tensors: a contiguous torch tensor, and the bytes it takes on a device (if any)."""
 
-    def __init__(self, values: torch.Tensor, dtype: DataType, layout: Layout, device: Optional[MeshDevice], memory: MemoryConfig):
+    def __init__(
+        self, values: torch.Tensor, dtype: DataType, layout: Layout, device: MeshDevice | None, memory: MemoryConfig
+    ):
         self.values, self.device = None, None  # so that a refused buffer holds nothing to free
         if device is not None:
             check(device.is_open, "allocate", "the device is closed")
@@ -65,8 +66,8 @@ class Tensor:
         values: torch.Tensor,
         dtype: DataType,
         layout: Layout,
-        device: Optional[MeshDevice] = None,
-        memory_config: Optional[MemoryConfig] = None,
+        device: MeshDevice | None = None,
+        memory_config: MemoryConfig | None = None,
     ):
         memory_config = memory_config or DRAM_MEMORY_CONFIG
         check(
@@ -118,7 +119,7 @@ class Tensor:
     def is_allocated(self) -> bool:
         return self._buffer.values is not None
 
-    def device(self) -> Optional[MeshDevice]:
+    def device(self) -> MeshDevice | None:
         """The tensor's device; None for a host or a deallocated tensor."""
         return self._buffer.device if self.is_allocated() else None
 

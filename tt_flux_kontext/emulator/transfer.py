@@ -42,7 +42,7 @@ def from_torch(
 
 
 def to_torch(tensor: Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The values as a torch tensor on the CPU: bf16, fp32 (also for block floats) or uint32, unless ``dtype`` is given."""
+    """The values as a torch tensor on the CPU: bf16, fp32 (block floats too) or uint32, unless ``dtype`` is given."""
     natural = {DataType.BFLOAT16: torch.bfloat16, DataType.UINT32: torch.uint32}.get(tensor.dtype, torch.float32)
     return tensor.values.to("cpu", dtype or natural, copy=True)
 
@@ -87,7 +87,9 @@ def zeros(
     """A tensor of zeros, by default bf16, row-major and on the host."""
     dtype, layout = dtype or DataType.BFLOAT16, layout or Layout.ROW_MAJOR
     where = "cpu" if device is None else device.torch_device
-    return Tensor(torch.zeros(tuple(shape), dtype=storage_dtype(dtype), device=where), dtype, layout, device, memory_config)
+    return Tensor(
+        torch.zeros(tuple(shape), dtype=storage_dtype(dtype), device=where), dtype, layout, device, memory_config
+    )
 
 
 def to_layout(

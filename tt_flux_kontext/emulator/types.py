@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 TILE_SIZE = 32
 """Rows and columns of a tile, the unit of storage and of computation."""
@@ -123,7 +123,7 @@ class MathFidelity(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class WormholeComputeKernelConfig:
-    """How a kernel computes. Without ``fp32_dest_acc_en`` sums are kept in bf16; ``packer_l1_acc`` shortens those sums."""
+    """How a kernel computes. Without ``fp32_dest_acc_en`` sums are kept in bf16; ``packer_l1_acc`` shortens them."""
 
     math_fidelity: MathFidelity = MathFidelity.Invalid
     math_approx_mode: bool = True
@@ -134,7 +134,7 @@ class WormholeComputeKernelConfig:
 
 def init_device_compute_kernel_config(
     arch: Arch,
-    device_kernel_config: Optional[WormholeComputeKernelConfig] = None,
+    device_kernel_config: WormholeComputeKernelConfig | None = None,
     *,
     math_fidelity: MathFidelity = MathFidelity.LoFi,
     math_approx_mode: bool = True,
@@ -162,7 +162,7 @@ class UnaryOpType(Enum):
 
 
 class UnaryWithParam:
-    """An activation to fuse: ``UnaryWithParam(op)``, ``UnaryWithParam(op, param)`` or ``UnaryWithParam((op, param))``."""
+    """An activation to fuse: ``UnaryWithParam(op)``, ``(op, param)`` as two arguments, or ``((op, param))`` as one."""
 
     def __init__(self, op_type, *params):
         self.op_type, *self.params = op_type if isinstance(op_type, tuple) else (op_type, *params)
@@ -179,7 +179,7 @@ class SDPAProgramConfig:
     compute_with_storage_grid_size: CoreCoord
     q_chunk_size: int
     k_chunk_size: int
-    exp_approx_mode: Optional[bool] = None
+    exp_approx_mode: bool | None = None
     max_cores_per_head_batch: int = 16
 
 
@@ -187,8 +187,8 @@ class SDPAProgramConfig:
 class Conv2dConfig:
     """What a convolution may choose. The fields after ``activation`` steer L1 use and change no result here."""
 
-    weights_dtype: Optional[DataType] = None
-    activation: Optional[UnaryWithParam] = None
+    weights_dtype: DataType | None = None
+    activation: UnaryWithParam | None = None
     deallocate_activation: bool = False
     config_tensors_in_dram: bool = False
     act_block_h_override: int = 0

@@ -74,21 +74,17 @@ class CLIPTextEncoder:
         self.config = config
         self.device = weights.device
         # The hub's files have a prefix that transformers dropped from the module.
-        embedding = weights.either(
-            "text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"
-        )
+        embedding = weights.either("text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight")
         model = weights.at("text_model") if embedding.startswith("text_model.") else weights
         dim = config.hidden_size
         self.token_embedding = Embedding(model, "embeddings.token_embedding", config.vocab_size, dim)
-        self.position_embedding = Embedding(
-            model, "embeddings.position_embedding", config.max_position_embeddings, dim
-        )
+        self.position_embedding = Embedding(model, "embeddings.position_embedding", config.max_position_embeddings, dim)
         model.either("embeddings.position_ids")  # a buffer that old files carry
         self.layers = [CLIPLayer(config, model.at(f"encoder.layers.{i}")) for i in range(config.num_hidden_layers)]
         self.final_layer_norm = LayerNorm(model, "final_layer_norm", dim, config.layer_norm_eps)
 
     def __call__(self, ids: torch.Tensor) -> "ttnn.Tensor":
-        """ids: int64 [S], at most max_position_embeddings. Returns the pooled state, bfloat16 [1, 1, 1, hidden_size]."""
+        """ids: int64 [S], at most max_position_embeddings. Returns the pooled state, bfloat16 [1, 1, 1, hidden]."""
         tokens, dim = len(ids), self.config.hidden_size
         mask = torch.full((1, 1, tokens, tokens), MASKED).triu(diagonal=1)
         mask = upload(mask, self.device, ttnn.float32)

@@ -92,7 +92,7 @@ def merge_heads(x: "ttnn.Tensor") -> "ttnn.Tensor":
 def biased_attention(
     qkv: "ttnn.Tensor", bias: "ttnn.Tensor", heads: int, compute_config, *, scale: float = 1.0
 ) -> "ttnn.Tensor":
-    """softmax(scale q k^T + bias) v, with scores and softmax in float32: a text encoder's scores need more than bfloat16.
+    """softmax(scale q k^T + bias) v; scores and softmax are float32, as a text encoder's need more than bfloat16.
 
     Args:
         qkv: [1, 1, S, 3 heads d].
@@ -107,9 +107,7 @@ def biased_attention(
     probabilities = ttnn.softmax(
         ttnn.add(scores, bias), dim=-1, numeric_stable=True, compute_kernel_config=compute_config
     )
-    return merge_heads(
-        ttnn.matmul(probabilities, value, dtype=ttnn.bfloat16, compute_kernel_config=compute_config)
-    )
+    return merge_heads(ttnn.matmul(probabilities, value, dtype=ttnn.bfloat16, compute_kernel_config=compute_config))
 
 
 def upload(x, device, dtype: "ttnn.DataType", *, tiled: bool = True) -> "ttnn.Tensor":

@@ -22,8 +22,8 @@ SCALE = 1000.0  # of times and guidance before their sinusoids: diffusers' FluxT
 class Adaptive:
     """Vectors of one adaptive layer norm, each [1, 1, 1, D].
 
-    `scale` is 1 + the model's scale, as the norm multiplies by it. `gate` multiplies what follows the norm; the last norm
-    has none.
+    `scale` is 1 + the model's scale, as the norm multiplies by it. `gate` multiplies what follows the norm; the last
+    norm has none.
     """
 
     shift: "ttnn.Tensor"
@@ -137,7 +137,7 @@ class Modulation:
 
 @dataclass(frozen=True)
 class ModulationTable:
-    """What `Modulation` gives: vectors [1, 1, N, D] of all N steps, in the blocks' order. About 2 MB a step for Flux."""
+    """What `Modulation` gives: vectors [1, 1, N, D] of all N steps, in the blocks' order; 2 MB a step for Flux."""
 
     double: "list[tuple[list[ttnn.Tensor], list[ttnn.Tensor]]]"
     single: "list[list[ttnn.Tensor]]"

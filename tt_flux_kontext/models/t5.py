@@ -14,7 +14,7 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu":
 
 
 def t5_config(config: dict) -> T5Config:
-    """transformers' config of the checkpoint's text_encoder_2/config.json; `CheckpointError` where TT-NN can't run it."""
+    """transformers' config of text_encoder_2/config.json; raises `CheckpointError` where TT-NN can't run it."""
     result = T5Config.from_dict(config)
     if result.d_kv % 32:
         raise CheckpointError(f"text_encoder_2/config.json: d_kv ({result.d_kv}) must be a multiple of 32.")
@@ -86,9 +86,7 @@ class T5Encoder:
             config.relative_attention_num_buckets,
             config.num_heads,
         )
-        self.final_layer_norm = RMSNorm(
-            weights, "encoder.final_layer_norm", config.d_model, config.layer_norm_epsilon
-        )
+        self.final_layer_norm = RMSNorm(weights, "encoder.final_layer_norm", config.d_model, config.layer_norm_epsilon)
 
     def position_bias(self, tokens: int) -> "ttnn.Tensor":
         """The bias that all layers add to their scores, [1, heads, tokens, tokens]."""

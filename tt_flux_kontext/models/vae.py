@@ -172,9 +172,7 @@ class ResnetBlock:
         self.conv2 = Conv2d(weights, "conv2", out_channels, out_channels)
         self.shortcut = None
         if in_channels != out_channels:
-            self.shortcut = Conv2d(
-                weights, "conv_shortcut", in_channels, out_channels, kernel=1, padding=(0, 0, 0, 0)
-            )
+            self.shortcut = Conv2d(weights, "conv_shortcut", in_channels, out_channels, kernel=1, padding=(0, 0, 0, 0))
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         hidden = self.conv1(silu(self.norm1(x)))
@@ -318,7 +316,7 @@ class Decoder:
 
 
 def pack(x: FeatureMap, channels: int) -> "ttnn.Tensor":
-    """Squares of 2 x 2 latents as tokens: [1, 1, (height / 2) (width / 2), 4 channels], ordered (channel, row, column)."""
+    """Squares of 2 x 2 latents as tokens [1, 1, height width / 4, 4 channels], ordered (channel, row, column)."""
     rows, columns = x.height // 2, x.width // 2
     values = ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)
     values = ttnn.permute(ttnn.reshape(values, (rows, 2, columns, 2, channels)), (0, 2, 4, 1, 3))

@@ -60,9 +60,7 @@ class Weights:
 
     def at(self, name: str) -> "Weights":
         """The same weights, seen from the submodule `name`."""
-        return Weights(
-            self.tensors, self.precision, self.device, prefix=f"{self.prefix}{name}.", ledger=self.ledger
-        )
+        return Weights(self.tensors, self.precision, self.device, prefix=f"{self.prefix}{name}.", ledger=self.ledger)
 
     def matrix(self, names: Sequence[str], out_features: int, in_features: int):
         """Matrices [out, in] of linear layers that share their input, as one [in, sum of out] in tiles."""
