@@ -1,4 +1,4 @@
-"""An edit as a row of phases. Each has the device to itself, and frees what the next doesn't need."""
+"""An edit as a row of phases, one after the other on the device."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +70,7 @@ class Editor:
     """Runs edits with the models of a checkpoint.
 
     Args:
-        models: that give their weights' place on the device when asked to.
+        models: of a checkpoint, brought to the device when asked for.
         tokenizer, tokenizer_2: of CLIP and T5, from transformers.
     """
 
@@ -107,7 +107,6 @@ class Editor:
                 self._call_back(edit, step, conditions, latents)
             yield clock.phase("step", step + 1, steps)
         del transformer, positions, conditions, references
-        self.models.release("transformer")
 
         if decode:
             result = self._decode(edit, latents)
@@ -123,7 +122,7 @@ class Editor:
             return [upload(row[None, None, None], self.device, ttnn.bfloat16) for row in rows]
         prompts = [prompt for text in edit.texts for prompt in text.clip]
         ids = _token_ids(self.tokenizer, prompts, self.tokenizer.model_max_length)
-        return self._use("clip", lambda clip: [clip(row) for row in ids])
+        return [self.models["clip"](row) for row in ids]
 
     def _encode_t5(self, edit: Edit) -> "list[ttnn.Tensor]":
         """Contexts [1, 1, T, J], the negative ones after the others."""
@@ -132,7 +131,7 @@ class Editor:
             return [upload(row[None, None], self.device, ttnn.bfloat16) for row in rows]
         prompts = [prompt for text in edit.texts for prompt in text.t5]
         ids = _token_ids(self.tokenizer_2, prompts, edit.max_sequence_length)
-        return self._use("t5", lambda t5: [t5(row) for row in ids])
+        return [self.models["t5"](row) for row in ids]
 
     def _encode_image(self, edit: Edit) -> "list[ttnn.Tensor]":
         """Packed reference latents [1, 1, R, C], one per picture."""
@@ -140,13 +139,12 @@ class Editor:
             return []
         if edit.image.shape[1] == self.models.vae_config.latent_channels:
             return [upload(row[None, None], self.device, ttnn.bfloat16) for row in pack_latents(edit.image)]
-        return self._use("vae encoder", lambda encoder: [encoder(picture) for picture in edit.image])
+        return [self.models["vae encoder"](picture) for picture in edit.image]
 
     def _modulate(self, edit: Edit, conditions: list[Condition]) -> None:
-        times = edit.sigmas[:-1]
-        tables = self._use("modulation", lambda model: [model(times, edit.guidance, c.pooled) for c in conditions])
-        for condition, table in zip(conditions, tables, strict=True):
-            condition.table = table
+        for condition in conditions:
+            condition.table = self.models["modulation"](edit.sigmas[:-1], edit.guidance, condition.pooled)
+        self.models.release("modulation")  # of no use to the steps
 
     def _denoise(self, edit: Edit, step: int, transformer, positions, conditions, references, latents) -> None:
         """One Euler step of all results, in place in `latents`."""
@@ -180,14 +178,7 @@ class Editor:
                 prompt.context = upload(row[None, None], self.device, ttnn.bfloat16)
 
     def _decode(self, edit: Edit, latents: list) -> torch.Tensor:
-        pictures = self._use("vae decoder", lambda decoder: [decoder(x, *edit.size) for x in latents])
-        return torch.stack(pictures)
-
-    def _use(self, name: str, work: Callable):
-        """What `work(model)` gives; the model's weights are on the device meanwhile."""
-        result = work(self.models[name])
-        self.models.release(name)
-        return result
+        return torch.stack([self.models["vae decoder"](x, *edit.size) for x in latents])
 
     def _image_ids(self, edit: Edit) -> torch.Tensor:
         """Position ids of the noise and the reference tokens."""

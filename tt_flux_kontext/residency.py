@@ -10,13 +10,15 @@ from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.precision import Precision
 
-WORKSPACE = 2_500_000_000  # bytes of DRAM for activations: a 1024 x 1024 VAE decode takes most
+# Bytes of DRAM to leave for activations. The VAE's decoder needs most: 1.7e9 for 1024 x 1024 pixels and 3.7e9 for sizes
+# whose rows don't fill tiles, as TT-NN's allocator counts them on an N150.
+WORKSPACE = 4_000_000_000
 
 
 class Models:
-    """Gives models with their weights on the device. They stay there as long as it can hold all of them at once.
+    """Gives models with their weights on the device, where they stay until another one needs the room.
 
-    Models: `clip`, `t5`, `vae encoder`, `modulation`, `transformer`, `vae decoder`.
+    Models, in an edit's order: `clip`, `t5`, `vae encoder`, `modulation`, `transformer`, `vae decoder`.
 
     Raises `CheckpointError`, before anything reaches the device, when a model's files don't fit its config or the
     models don't fit together.
@@ -49,22 +51,28 @@ class Models:
             "vae decoder": ("vae", Decoder, vae),
         }
         self._tensors = {component: checkpoint.tensors(component) for component, *_ in self._models.values()}
-        total = 0
+        self._bytes = {}
         for component, tensors in self._tensors.items():
-            models = [(model, config) for name, model, config in self._models.values() if name == component]
-            total += sum(survey(models, tensors, precision))
-        self._keeps_all = total + WORKSPACE < dram_bytes(device)[1]
-        self._resident = {}
+            models = {name: rest for name, (owner, *rest) in self._models.items() if owner == component}
+            self._bytes |= dict(zip(models, survey(list(models.values()), tensors, precision)))
+        self._resident = {}  # the one used last comes last
 
     def __getitem__(self, name: str):
-        """A model with its weights on the device. Whoever asked for it drops it before `release`."""
-        if name not in self._resident:
+        """A model with its weights on the device. Whoever asked for it drops it before asking for another."""
+        model = self._resident.pop(name, None)
+        if model is None:
+            self._make_room(self._bytes[name])
             component, model_class, config = self._models[name]
             weights = Weights(self._tensors[component], self.precision, self.device)
-            self._resident[name] = model_class(config, weights)
-        return self._resident[name]
+            model = model_class(config, weights)
+        self._resident[name] = model
+        return model
 
     def release(self, name: str) -> None:
-        """Frees a model's weights unless all fit. The modulation's are of no use to the steps, and always go."""
-        if name == "modulation" or not self._keeps_all:
-            self._resident.pop(name, None)
+        """Frees a model's weights."""
+        del self._resident[name]
+
+    def _make_room(self, needed: int) -> None:
+        """Edits need the models in turn, so the one used last is the one needed last: it goes first."""
+        while self._resident and dram_bytes(self.device)[0] < needed + WORKSPACE:
+            self._resident.popitem()

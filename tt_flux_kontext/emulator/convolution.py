@@ -42,9 +42,11 @@ def conv2d(
     """Convolution of ``[1, 1, N * H * W, C]`` or ``[N, H, W, C]`` to ``[1, 1, N * Ho * Wo, O]`` in tiles.
 
     ``weight_tensor``: row-major ``[O, C / groups, kh, kw]``, or as an earlier call prepared it,
-    ``[1, 1, kh * kw * C, O]`` tiles on the device; ``bias_tensor``: ``[1, 1, 1, O]`` on the host or prepared. ``padding``: (h, w) or (top,
-    bottom, left, right). Returns the output; with ``return_output_dim`` also ``(Ho, Wo)``, with
-    ``return_weights_and_bias`` also ``(weight, bias)`` as prepared, in this order. ``slice_config`` has no effect.
+    ``[1, 1, kh * kw * C, O]`` tiles on the device; ``bias_tensor``: ``[1, 1, 1, O]`` on the host or prepared.
+    ``padding``: (h, w) or (top, bottom, left, right).
+
+    Returns the output; with ``return_output_dim`` also ``(Ho, Wo)``, with ``return_weights_and_bias`` also
+    ``(weight, bias)`` as prepared, in this order. ``slice_config`` has no effect.
 
     Raises RuntimeError for a device opened without ``l1_small_size``, and for shapes that contradict the arguments
     (of which TT-NN checks few); groups other than 1 are not emulated.

@@ -157,7 +157,7 @@ def dram_group_norm_params_from_torch(
     return_mask: bool = True,
     dtype: DataType = DataType.BFLOAT16,
 ):
-    """Weight and bias ``[C]`` (one torch tensor or several) as ``group_norm`` takes them, row-major ``[1, 1, C / 32, 32]``.
+    """Weight and bias ``[C]`` (one torch tensor or several) for ``group_norm``, row-major ``[1, 1, C / 32, 32]``.
 
     With ``return_mask`` also the mask ``[1, groups, 32, 32 * n]`` that says which columns of a tile belong to a group.
     """

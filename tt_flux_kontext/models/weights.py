@@ -88,7 +88,7 @@ class Weights:
     def torch(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
         """A tensor as it is in the file, for a TT-NN helper that takes torch tensors."""
         self._note(name, shape, "bfloat16")
-        return self.tensors.read(self.prefix + name).float() if self.device else None
+        return _on_host(self.tensors.read(self.prefix + name)).float() if self.device else None
 
     def _place(
         self, names: Sequence[str], shape: tuple[int, ...], build: Callable, dtype: str, *, tiled=True, on_device=True
@@ -97,12 +97,12 @@ class Weights:
             self._note(name, shape, dtype)
         if not self.device:
             return None
-        parts = [self.tensors.read(self.prefix + name) for name in names]
+        value = build(*(self.tensors.read(self.prefix + name) for name in names)).contiguous()
+        layout = ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT
+        if value.is_meta and on_device:  # a plan: the place without the values
+            return ttnn.empty(list(value.shape), dtype=getattr(ttnn, dtype), layout=layout, device=self.device)
         return ttnn.from_torch(
-            build(*parts).contiguous(),
-            dtype=getattr(ttnn, dtype),
-            layout=ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT,
-            device=self.device if on_device else None,
+            _on_host(value), dtype=getattr(ttnn, dtype), layout=layout, device=self.device if on_device else None
         )
 
     def _note(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -123,3 +123,8 @@ class Weights:
         for size in shape[:-2]:
             outer *= size
         self.ledger.bytes += outer * -(-rows // 32) * -(-columns // 32) * _TILE_BYTES[dtype]
+
+
+def _on_host(value: torch.Tensor) -> torch.Tensor:
+    """A plan's tensors have no values, but some ops prepare theirs on the host: zeros will do."""
+    return torch.zeros(value.shape) if value.is_meta else value

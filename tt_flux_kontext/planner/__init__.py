@@ -1,0 +1,1 @@
+"""What a Tenstorrent system would say to an edit, asked of the real TT-NN library without one."""
