@@ -1,6 +1,6 @@
 """Did the edit work? The rule, and the rates of any pipeline on edits that training never saw.
 
-    python -m reference.evaluate CHECKPOINT --count 500
+python -m reference.evaluate CHECKPOINT --count 500
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Muon: momentum whose steps are orthogonalised, for the weight matrices inside a network.
+"""Muon: momentum whose steps are orthogonalised, for the weight matrices and convolution kernels inside a network.
 
 After Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon/). torch.optim.Muon does the same in bfloat16,
 which is slow on a CPU without bfloat16 instructions; this one works in float32, on all matrices of one shape at once.
@@ -10,10 +10,10 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of spectral norm lr * sqrt(max(1, rows / columns)).
+    """Steps of spectral norm lr * sqrt(max(1, rows / columns)); a kernel is seen as [out, in * height * width].
 
     Args:
-        params: matrices only.
+        params: of two or more axes.
         lr: step size.
         momentum: of the gradients, Nesterov's way.
         weight_decay: decoupled, per step lr * weight_decay.
@@ -28,11 +28,12 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[torch.Tensor]] = {}
             for parameter in group["params"]:
                 by_shape.setdefault(parameter.shape, []).append(parameter)
-            for (rows, columns), parameters in by_shape.items():
-                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+            for shape, parameters in by_shape.items():
+                momenta = torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in parameters])
+                rows, columns = momenta.shape[1:]
                 rate = group["lr"] * max(1, rows / columns) ** 0.5
-                for parameter, update in zip(parameters, updates):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+                for parameter, update in zip(parameters, orthogonalise(momenta)):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.view(shape), alpha=rate)
 
     def _momentum(self, parameter: torch.Tensor, momentum: float) -> torch.Tensor:
         state = self.state[parameter]

@@ -41,8 +41,8 @@ def write_clip_tokenizer(folder: Path, corpus: Iterable[str], merges: int = 300)
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": _BOS, "eos_token": _EOS, "unk_token": _EOS, "pad_token": _EOS}
     _write_json(folder / "special_tokens_map.json", special)
-    config = {"add_prefix_space": False, "clean_up_tokenization_spaces": True, "do_lower_case": True, "errors": "replace"}
-    config |= {"model_max_length": CLIP_LENGTH, "tokenizer_class": "CLIPTokenizer"} | special
+    config = {"add_prefix_space": False, "clean_up_tokenization_spaces": True, "do_lower_case": True}
+    config |= {"errors": "replace", "model_max_length": CLIP_LENGTH, "tokenizer_class": "CLIPTokenizer"} | special
     _write_json(folder / "tokenizer_config.json", config)
     return len(pieces)
 
@@ -66,8 +66,9 @@ def write_t5_tokenizer(folder: Path, corpus: Iterable[str], pieces: int = 400) -
     T5TokenizerFast(vocab=vocabulary).backend_tokenizer.save(str(folder / "tokenizer.json"))
     special = {"eos_token": _END, "unk_token": _UNK, "pad_token": _PAD}
     _write_json(folder / "special_tokens_map.json", {"additional_special_tokens": _SENTINELS} | special)
-    config = {"additional_special_tokens": _SENTINELS, "clean_up_tokenization_spaces": True, "extra_ids": len(_SENTINELS)}
-    config |= {"model_max_length": T5_LENGTH, "tokenizer_class": "T5Tokenizer"} | special
+    config = {"additional_special_tokens": _SENTINELS, "extra_ids": len(_SENTINELS)}
+    config |= {"clean_up_tokenization_spaces": True, "model_max_length": T5_LENGTH}
+    config |= {"tokenizer_class": "T5Tokenizer"} | special
     _write_json(folder / "tokenizer_config.json", config)
     return len(vocabulary)
 

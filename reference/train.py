@@ -3,7 +3,8 @@
     python -m reference.train OUT
 
 Four stages: tokenizers, VAE, text encoders, then transformer and text encoders together. The state of each lies in a
-working folder, so that the same command goes on where it was stopped. OUT gets the averaged weights in bfloat16.
+working folder, so that the same command goes on where it was stopped, and `--steps 0` writes what an unfinished run has
+learnt so far. OUT gets the averaged weights in bfloat16.
 """
 
 import argparse
@@ -27,7 +28,7 @@ class Recipe:
     """How much of each stage: steps, examples in a step, and families of scenes that the transformer learns from."""
 
     size: Size = TRAINED
-    vae_steps: int = 1200
+    vae_steps: int = 2500
     vae_batch: int = 16
     text_steps: int = 800
     text_batch: int = 128
@@ -55,22 +56,17 @@ def train(out: str | Path, work: str | Path, recipe: Recipe = Recipe(), seed: in
     work = Path(work)
     with new_folder(out) as folder:
         models = train_models(work, recipe, seed)
-        for name in ("tokenizer", "tokenizer_2"):
-            shutil.copytree(work / name, folder / name)
+        shutil.copytree(work / "tokenizers", folder, dirs_exist_ok=True)
         write_models(folder, models)
     return Path(out)
 
 
 def train_models(work: Path, recipe: Recipe, seed: int = 0) -> Models:
     """The stages one after the other; returns the averaged models in float32."""
-    if not (work / "tokenizer_2").exists():
-        work.mkdir(parents=True, exist_ok=True)
+    if not (work / "tokenizers").exists():
         with new_folder(work / "tokenizers") as folder:
             write_tokenizers(folder)
-        for name in ("tokenizer", "tokenizer_2"):
-            (work / "tokenizers" / name).rename(work / name)
-        (work / "tokenizers").rmdir()
-    tokenizers = load_tokenizers(work)
+    tokenizers = load_tokenizers(work / "tokenizers")
     torch.manual_seed(seed)
     models = build_models(recipe.size, *(len(tokenizer) for tokenizer in tokenizers))
     vae = train_vae(models["vae"], work / "vae.pt", recipe.vae_steps, seed, recipe.vae_batch, recipe.compiled)
@@ -93,7 +89,7 @@ def train_models(work: Path, recipe: Recipe, seed: int = 0) -> Models:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a tiny FLUX.1 Kontext checkpoint from nothing.")
     parser.add_argument("out")
-    parser.add_argument("--work", default="out/train", help="folder of the states, to go on from (default: %(default)s)")
+    parser.add_argument("--work", default="out/train", help="folder of the states (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=Recipe.transformer_steps, help="of the transformer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile the VAE's training step")

@@ -55,7 +55,8 @@ def train_text(encoders: TextEncoders, file: Path, steps: int, seed: int = 0, ba
     def loss(step: int) -> torch.Tensor:
         rng = Random(f"text {seed} {step}")
         length = text_length(rng)
-        sentences, meanings = zip(*(_example(rng) for _ in range(batch if length < T5_LENGTH else batch // 16)))
+        count = batch if length < T5_LENGTH else batch // 16
+        sentences, meanings = zip(*(_example(rng) for _ in range(count)))
         pooled, tokens = model["encoders"](list(sentences), length)
         target = torch.tensor(meanings)
         spread = target.unsqueeze(1).expand(-1, length, -1)
@@ -65,7 +66,7 @@ def train_text(encoders: TextEncoders, file: Path, steps: int, seed: int = 0, ba
 
 
 def text_length(rng: Random) -> int:
-    """How many text tokens a training step uses: 48 or 56, which holds any sentence, and sometimes the pipeline's default of 512."""
+    """Text tokens of a training step: 48 or 56, which hold any sentence, or rarely 512, the pipeline's default."""
     return T5_LENGTH if rng.random() < 0.03 else rng.choice((48, 56))
 
 

@@ -32,7 +32,7 @@ def scenes_of(seed: int, index: int) -> list[Scene]:
 
 
 def precompute(vae: AutoencoderKL, file: Path, families: int, seed: int = 0) -> torch.Tensor:
-    """Normalised latents [families, pictures, 16, 16, 16] in float16 of the training set, read from the file if there."""
+    """Normalised latents [families, pictures, 16, 16, 16] of the training set in float16; the file keeps them."""
     parts = list(torch.load(file, weights_only=True)) if file.exists() else []
     for index in tqdm(range(len(parts), families), "latents", disable=len(parts) >= families):
         parts.append(encode(vae, to_tensor(scenes_of(seed, index))).half())

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from .muon import Muon
 from .scenes import SIDE, Scene, draw, draw_kinds, family
 from .training import fit
 from .wording import COLOURS, SHAPES
@@ -37,16 +38,16 @@ def train_vae(vae: AutoencoderKL, file: Path, steps: int, seed: int = 0, batch: 
     _state_posterior(vae)
     heads = torch.nn.Conv2d(16, len(COLOURS) + 1 + len(SHAPES), 1)
     model = torch.nn.ModuleDict({"vae": vae, "heads": heads}).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
     objective = torch.compile(_objective, dynamic=False) if compiled else _objective
 
     def loss(step: int) -> torch.Tensor:
         whole = step >= 3 * steps // 4
-        pictures, kinds = _batch(Random(f"vae {seed} {step}"), batch // 4 if whole else batch, SIDE if whole else SIDE // 2)
+        count, side = (batch // 4, SIDE) if whole else (batch, SIDE // 2)
+        pictures, kinds = _batch(Random(f"vae {seed} {step}"), count, side)
         torch.manual_seed(hash((seed, step)))
         return objective(model, pictures, kinds)
 
-    return fit("vae", model, [optimizer], loss, steps, file, decay=0.995)["vae"]
+    return fit("vae", model, _optimizers(model), loss, steps, file, decay=0.995)["vae"]
 
 
 @torch.no_grad()
@@ -76,8 +77,16 @@ def psnr(vae: AutoencoderKL, count: int = 16) -> float:
     return -10 * math.log10((error / 2).square().mean().item())
 
 
+def _optimizers(model: torch.nn.ModuleDict) -> list[torch.optim.Optimizer]:
+    """Muon for the weights between the first and the last layers of encoder and decoder, AdamW for all else."""
+    inner, outer = [], []
+    for name, parameter in model.named_parameters():
+        (inner if parameter.ndim > 1 and "block" in name else outer).append(parameter)
+    return [Muon(inner, lr=0.02), torch.optim.AdamW(outer, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+
+
 def _state_posterior(vae: AutoencoderKL) -> None:
-    """Makes the posterior's variance the constant one of LATENT_NOISE; it gets no gradient, as only the mean is used."""
+    """Makes the posterior's variance that of LATENT_NOISE, for good: only the mean is trained."""
     last = vae.encoder.conv_out
     with torch.no_grad():
         last.weight[16:] = 0
@@ -107,13 +116,17 @@ def _objective(model: torch.nn.ModuleDict, pictures: torch.Tensor, kinds: torch.
     noisy = latents + LATENT_NOISE * torch.randn_like(latents)
     rebuilt = vae.decode(noisy / config.scaling_factor + config.shift_factor).sample
 
-    shares = lambda labels, classes: F.avg_pool2d(F.one_hot(labels, classes).permute(0, 3, 1, 2).float(), 8)
     distances = (pictures.permute(0, 2, 3, 1).unsqueeze(-2) - _PALETTE).square().sum(-1)
     colours, shapes = model["heads"](noisy).split((len(COLOURS), 1 + len(SHAPES)), dim=1)
-    reading = F.cross_entropy(colours, shares(distances.argmin(-1), len(COLOURS)))
-    reading = reading + F.cross_entropy(shapes, shares(kinds, 1 + len(SHAPES)))
+    reading = F.cross_entropy(colours, _shares(distances.argmin(-1), len(COLOURS)))
+    reading = reading + F.cross_entropy(shapes, _shares(kinds, 1 + len(SHAPES)))
 
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     moments = mean.square().mean() + (deviation - 1).square().mean()
     error = rebuilt - pictures
     return error.abs().mean() + 5 * error.square().mean() + 0.05 * reading + 0.1 * moments
+
+
+def _shares(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Share of each class in each 8 x 8 cell: labels [B, H, W] to [B, classes, H / 8, W / 8]."""
+    return F.avg_pool2d(F.one_hot(labels, classes).permute(0, 3, 1, 2).float(), 8)

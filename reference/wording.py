@@ -60,7 +60,11 @@ _TEMPLATES = {
 }
 _PLACE_TEMPLATES = (" in the {}", " at the {}", " on the {}")
 _JOINTS = (" and ", ", then ", " and then ", ", ", " and also ")
-_CAPTIONS = ("{shapes} on {a_ground} background", "a picture of {shapes} on {ground} ground", "{ground} background with {shapes}")
+_CAPTIONS = (
+    "{shapes} on {a_ground} background",
+    "a picture of {shapes} on {ground} ground",
+    "{ground} background with {shapes}",
+)
 
 CHANGE_KINDS = tuple(_TEMPLATES)
 """Kinds of a single change."""

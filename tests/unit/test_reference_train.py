@@ -20,15 +20,18 @@ QUICK = Recipe(
 def test_the_recipe_gives_a_checkpoint_and_resumes(tmp_path):
     made = make_checkpoint(tmp_path / "made")
     trained = train(tmp_path / "trained", tmp_path / "work", QUICK)
-    names = lambda folder: {path.relative_to(folder) for path in folder.rglob("*")}
+
+    def names(folder):
+        return {path.relative_to(folder) for path in folder.rglob("*")}
+
     assert names(trained) == names(made)
     first = load(trained).transformer.proj_out.weight
     assert first.abs().sum() > 0
 
     again = load(train(tmp_path / "again", tmp_path / "work", QUICK)).transformer.proj_out.weight
     assert torch.equal(first, again)
-    longer = replace(QUICK, transformer_steps=3)
-    assert not torch.equal(first, load(train(tmp_path / "longer", tmp_path / "work", longer)).transformer.proj_out.weight)
+    longer = train(tmp_path / "longer", tmp_path / "work", replace(QUICK, transformer_steps=3))
+    assert not torch.equal(first, load(longer).transformer.proj_out.weight)
 
 
 def test_an_interrupted_fit_ends_like_a_whole_one(tmp_path):
