@@ -9,7 +9,6 @@ values, so that a mistake in any of them changes the picture.
 import argparse
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -86,7 +86,7 @@ class Weights:
         return next((name for name in names if self.prefix + name in self.tensors.entries), names[0])
 
     def torch(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
-        """A tensor as it is in the file, for a TT-NN helper that takes torch tensors."""
+        """A tensor as it is in the file, for a function of TT-NN that takes torch tensors."""
         self._note(name, shape, "bfloat16")
         return _on_host(self.tensors.read(self.prefix + name)).float() if self.device else None
 
