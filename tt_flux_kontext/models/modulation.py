@@ -51,7 +51,7 @@ class StepModulation:
 def sinusoids(values: Sequence[float]) -> torch.Tensor:
     """cos | sin of 128 frequencies from 1 to 1/10000, float32 [N, 256] (diffusers' get_timestep_embedding, flipped).
 
-    In bfloat16 the phases at t = 1000 would be off by up to four radians.
+    In bfloat16 the phases at t = 1000 would be off by up to two radians.
     """
     half = SINUSOIDS // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)

@@ -89,7 +89,7 @@ def main() -> None:
     size = arguments.height, arguments.width
     try:
         phases = plan(arguments.system, size, size, arguments.precision)
-    except (PlanError, RuntimeError) as error:
+    except RuntimeError as error:
         sys.exit(str(error))
     print(f"{'phase':<22}{'peak DRAM':>12}{'free':>10}{'device ops':>12}")
     for phase in phases:
