@@ -30,7 +30,7 @@ def pair_rotation(dim: int) -> torch.Tensor:
 class Rope:
     """The tables of one sequence on the device; rotates queries and keys.
 
-    TT-NN's own op (`experimental.rotary_embedding_llama`) takes bfloat16 tables and rounds both products: at 1024 x 1024
+    TT-NN's own op (`experimental.rotary_embedding_llama`) takes bfloat16 tables and rounds both products: for 1024^2
     that is 1.5 times the error of torch in bfloat16 (1.2 times by the tables alone), computed in torch. Here tables and
     products are float32, and only the result is rounded.
 
