@@ -7,9 +7,12 @@ per process, at the first use of `ttnn` or by `choose`, and can be set with the 
 `TT_FLUX_KONTEXT_BACKEND` (`silicon` or `emulated`).
 """
 
+import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -21,14 +24,45 @@ class _Door(ModuleType):
     """Stands in for the chosen module, so that importing a model does not yet choose one."""
 
     chosen: str | None = None
+    watcher: Callable | None = None
 
     def __getattr__(self, name: str):
         if name.startswith("__"):  # introspection of the door itself is no use of TT-NN
             raise AttributeError(name)
-        return getattr(importlib.import_module(BACKENDS[choose()]), name)
+        value = getattr(importlib.import_module(BACKENDS[choose()]), name)
+        return _watched(name, value, self.watcher) if self.watcher else value
+
+
+class _WatchedModule(ModuleType):
+    """A submodule of TT-NN (`ttnn.transformer`), seen through a watcher."""
+
+    def __init__(self, name: str, module: ModuleType, watcher: Callable):
+        super().__init__(name)
+        self.__getattr__ = lambda attribute: _watched(f"{name}.{attribute}", getattr(module, attribute), watcher)
+
+
+def _watched(name: str, value, watcher: Callable):
+    if isinstance(value, ModuleType):
+        return _WatchedModule(name, value, watcher)
+    if isinstance(value, type) or not callable(value):
+        return value
+    return functools.partial(watcher, name, value)
 
 
 ttnn = _Door("ttnn")
+
+
+@contextmanager
+def watch(watcher: Callable) -> Iterator[None]:
+    """Within it, a call of any function `ttnn.name` through the door becomes `watcher("name", function, *args, **kw)`.
+
+    The watcher calls the function and returns what it returns.
+    """
+    ttnn.watcher = watcher
+    try:
+        yield
+    finally:
+        ttnn.watcher = None
 
 
 def choose(backend: str | None = None) -> str:

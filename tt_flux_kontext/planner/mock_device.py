@@ -5,17 +5,93 @@ is written into one folder: a description of the system, and a runtime root that
 compiler that compiles nothing, since no kernel will ever run.
 """
 
+import faulthandler
 import importlib.util
 import json
+import os
 import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from tt_flux_kontext.backend import VARIABLE, watch
+
 SYSTEMS = ("n150", "p100", "p150")
+CALL_FILE = "TT_FLUX_KONTEXT_CALL_FILE"  # environment variable of the child process: where it names its last call
+TAIL = 12  # lines of the library's words that an error repeats
+
+
+class MockError(RuntimeError):
+    """TT-NN refused a call on the mock device, or its process died. The message has the call and TT-NN's words."""
 
 
 def available() -> bool:
     """Whether this Python has the TT-NN wheel."""
     return importlib.util.find_spec("ttnn") is not None
+
+
+def run(system: str, module: str, request: object) -> Iterator[dict]:
+    """Runs `python -m module` against a mock of the system; yields the JSON objects that it prints, as they come.
+
+    Args:
+        system: one of SYSTEMS.
+        module: whose main calls `answer`.
+        request: what it gets, as JSON.
+
+    Raises:
+        ValueError: unknown system.
+        RuntimeError: this Python has no TT-NN.
+        MockError: the module failed or crashed.
+    """
+    with tempfile.TemporaryDirectory(prefix="tt-flux-kontext-") as folder:
+        call, errors = Path(folder) / "call", Path(folder) / "errors"
+        variables = environment(system, Path(folder)) | {VARIABLE: "silicon", CALL_FILE: str(call)}
+        command = [sys.executable, "-m", module, json.dumps(request)]
+        with errors.open("w") as stderr:
+            process = subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, stderr=stderr)
+            try:
+                for line in process.stdout:
+                    if line.startswith(b"{"):  # TT-NN may print too
+                        yield json.loads(line)
+            except GeneratorExit:  # nobody wants the rest
+                process.kill()
+                raise
+            finally:
+                process.wait()
+        if process.returncode:
+            last = call.read_text().strip() or "none"
+            raise MockError(f"{system}, in the call {last}:\n{_words(errors.read_text())}")
+
+
+@contextmanager
+def answer() -> Iterator[object]:
+    """For the child process: gives the request. Calls of TT-NN are noted, so that a failure can be traced to one."""
+    faulthandler.enable()
+    with open(os.environ[CALL_FILE], "wb", buffering=0) as file:
+        failed = False
+
+        def note(name, function, *args, **kwargs):
+            nonlocal failed
+            if not failed:  # what is called while an error goes up is not what failed
+                os.pwrite(file.fileno(), f"ttnn.{name}".ljust(80).encode(), 0)
+            try:
+                return function(*args, **kwargs)
+            except Exception:
+                failed = True
+                raise
+
+        with watch(note):
+            yield json.loads(sys.argv[1])
+
+
+def _words(stderr: str) -> str:
+    """What TT-NN said, or else the end of the trace."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    fatal = [i for i, line in enumerate(lines) if "TT_FATAL" in line]
+    return "\n".join(lines[fatal[0] :][:TAIL] if fatal else lines[-TAIL:])
 
 
 def environment(system: str, folder: Path) -> dict[str, str]:

@@ -4,18 +4,11 @@ python -m tt_flux_kontext.planner.plan --system n150 --width 1024 --height 1024 
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-from tt_flux_kontext.planner.mock_device import SYSTEMS, environment
+from tt_flux_kontext.planner.mock_device import SYSTEMS, run
 from tt_flux_kontext.precision import PRECISIONS
-
-TAIL = 12  # lines of the library's words that an error repeats
 
 
 @dataclass(frozen=True)
@@ -26,10 +19,6 @@ class PhasePlan:
     peak: int
     free: int
     ops: int
-
-
-class PlanError(RuntimeError):
-    """The library refused the edit, or its process died. The message has its words."""
 
 
 def plan(
@@ -52,7 +41,7 @@ def plan(
         text_tokens: of T5.
 
     Raises:
-        PlanError: it doesn't fit, or TT-NN refuses a call.
+        MockError: it doesn't fit, or TT-NN refuses a call.
     """
     request = {
         "size": size,
@@ -61,22 +50,7 @@ def plan(
         "images": images,
         "text_tokens": text_tokens,
     }
-    with tempfile.TemporaryDirectory(prefix="tt-flux-kontext-") as folder:
-        variables = environment(system, Path(folder)) | {"TT_FLUX_KONTEXT_BACKEND": "silicon"}
-        command = [sys.executable, "-m", "tt_flux_kontext.planner.worker", json.dumps(request)]
-        process = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
-    phases = [PhasePlan(**json.loads(line)) for line in process.stdout.splitlines() if line.startswith("{")]
-    if process.returncode:
-        done = ", ".join(phase.name for phase in phases) or "nothing"
-        raise PlanError(f"{system} can't do this edit in {precision} (done: {done}).\n{_words(process.stderr)}")
-    return phases
-
-
-def _words(stderr: str) -> str:
-    """What TT-NN said, or else the end of the trace."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    fatal = [i for i, line in enumerate(lines) if "TT_FATAL" in line]
-    return "\n".join(lines[fatal[0] :][:TAIL] if fatal else lines[-TAIL:])
+    return [PhasePlan(**phase) for phase in run(system, "tt_flux_kontext.planner.worker", request)]
 
 
 def main() -> None:

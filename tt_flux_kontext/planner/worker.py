@@ -3,9 +3,7 @@
 Started by `plan.py` in a process of its own, with the environment of `mock_device.py`.
 """
 
-import faulthandler
 import json
-import sys
 from types import SimpleNamespace
 
 import torch
@@ -15,6 +13,7 @@ from tt_flux_kontext.device import dram_bytes, open_device
 from tt_flux_kontext.edit import Edit, Editor, Phase
 from tt_flux_kontext.inputs import Text
 from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
+from tt_flux_kontext.planner.mock_device import answer
 from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.residency import Models
 
@@ -22,9 +21,7 @@ CLIP_TOKENS = 77
 
 
 def main() -> None:
-    faulthandler.enable()  # some misuse of TT-NN ends the process; this says in which of our lines
-    request = json.loads(sys.argv[1])
-    with open_device("silicon") as device:
+    with answer() as request, open_device("silicon") as device:
         models = Models(ShapeCheckpoint(), device, PRECISIONS[request["precision"]])
         editor = Editor(models, _tokenizer(CLIP_TOKENS), _tokenizer(request["text_tokens"]))
         phases = editor.run(_edit(models, request))
