@@ -15,10 +15,9 @@ from reference.make_checkpoint import randomize
 from reference.torch_models import StateDict
 from tt_flux_kontext.backend import choose, ttnn
 from tt_flux_kontext.device import open_device
-from tt_flux_kontext.models.layers import upload
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
-from tt_flux_kontext.models.weights import Weights
+from tt_flux_kontext.models.weights import Weights, upload
 from tt_flux_kontext.precision import BF16
 from tt_flux_kontext.resolution import image_ids
 

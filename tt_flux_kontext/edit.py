@@ -9,8 +9,8 @@ from loguru import logger
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.inputs import Text
-from tt_flux_kontext.models.layers import upload
 from tt_flux_kontext.models.modulation import ModulationTable
+from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.residency import Models
 from tt_flux_kontext.resolution import image_ids, pack_latents
 

@@ -20,14 +20,12 @@ class Precision:
     math_fidelity: str
 
     def compute_config(self, device: "ttnn.MeshDevice"):
-        """For matmuls, convolutions, norms and attention: sums are kept in float32."""
-        return ttnn.init_device_compute_kernel_config(
-            device.arch(),
-            math_fidelity=getattr(ttnn.MathFidelity, self.math_fidelity),
-            math_approx_mode=False,
-            fp32_dest_acc_en=True,
-            packer_l1_acc=True,
-        )
+        """For matmuls, convolutions and attention."""
+        return _kernel_config(device, self.math_fidelity)
+
+    def norm_config(self, device: "ttnn.MeshDevice"):
+        """For norms: they wait for memory, so that exact products cost nothing."""
+        return _kernel_config(device, "HiFi4")
 
     def attention_config(self, device: "ttnn.MeshDevice"):
         """For scaled dot-product attention: chunks that fit a Wormhole core's L1 up to heads of 128 features."""
@@ -37,6 +35,17 @@ class Precision:
             k_chunk_size=512,
             exp_approx_mode=False,
         )
+
+
+def _kernel_config(device: "ttnn.MeshDevice", math_fidelity: str):
+    """Sums are kept in float32."""
+    return ttnn.init_device_compute_kernel_config(
+        device.arch(),
+        math_fidelity=getattr(ttnn.MathFidelity, math_fidelity),
+        math_approx_mode=False,
+        fp32_dest_acc_en=True,
+        packer_l1_acc=True,
+    )
 
 
 # HiFi2 would drop the lowest bit of bfloat16 activations, a bias of 0.3 % in every product. Beside the error of

@@ -6,8 +6,8 @@ import torch
 from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.clip import MASKED, CLIPLayer, CLIPTextEncoder
-from tt_flux_kontext.models.layers import upload
 from tt_flux_kontext.models.t5 import T5Encoder, T5Layer
+from tt_flux_kontext.models.weights import upload
 
 SIZES = ["tiny", "real"]
 

@@ -6,10 +6,11 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.models.layers import upload
+from tt_flux_kontext.models.layers import HeadNorm
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.rope import Rope
-from tt_flux_kontext.models.transformer import DoubleBlock, SingleBlock, Transformer, TransformerConfig
+from tt_flux_kontext.models.transformer import EPS, DoubleBlock, SingleBlock, Transformer, TransformerConfig
+from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import image_ids
 
 SIZES = ["tiny", "real"]
@@ -59,15 +60,22 @@ class Case:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_rope(mesh_device, check_accuracy, size):
+def test_query_norm_and_rope(mesh_device, check_accuracy, size):
     model = models(size)["transformer"]
     config = config_of(model)
-    x = bf16(torch.randn(1, config.num_attention_heads, len(IDS), config.attention_head_dim))
+    heads, head_dim = config.num_attention_heads, config.attention_head_dim
+    x = bf16(torch.randn(1, len(IDS), heads * head_dim))
     tables = model.pos_embed(IDS)
-    compute_config = weights(model, mesh_device).compute_config
-    rope = Rope(IDS, config.axes_dims_rope, mesh_device, compute_config)
-    out = ttnn.to_torch(rope(upload(x, mesh_device, ttnn.bfloat16))).float()
-    check_accuracy(f"RoPE, {size}", out, apply_rotary_emb(x, tables), apply_rotary_emb(x.bfloat16(), tables))
+
+    def reference(model, dtype):
+        query = x.to(dtype).unflatten(2, (heads, head_dim)).transpose(1, 2)
+        return apply_rotary_emb(model.transformer_blocks[0].attn.norm_q(query), tables)
+
+    norm = HeadNorm(weights(model, mesh_device), "transformer_blocks.0.attn.norm_q", heads, head_dim, EPS)
+    out = norm(device_tensor(x, mesh_device), Rope(IDS, config.axes_dims_rope, mesh_device))
+    out = ttnn.to_torch(out).float()
+    reference32, reference16 = reference(model, torch.float32), reference(in_bf16(model), torch.bfloat16)
+    check_accuracy(f"query norm and RoPE, {size}", out, reference32, reference16)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -115,7 +123,7 @@ def test_double_block(mesh_device, check_accuracy, size):
 
     parts = weights(case.model, mesh_device)
     block = DoubleBlock(case.config, parts.at("transformer_blocks.0"))
-    rope = Rope(IDS, case.config.axes_dims_rope, mesh_device, parts.compute_config)
+    rope = Rope(IDS, case.config.axes_dims_rope, mesh_device)
     inputs = device_tensor(case.image, mesh_device), device_tensor(case.context, mesh_device)
     image, context = block(*inputs, rope, case.step.double[0])
     out = torch.cat([host(context), host(image)], dim=1)
@@ -138,7 +146,7 @@ def test_single_block(mesh_device, check_accuracy, size):
 
     parts = weights(case.model, mesh_device)
     block = SingleBlock(case.config, parts.at("single_transformer_blocks.0"))
-    rope = Rope(case.ids, case.config.axes_dims_rope, mesh_device, parts.compute_config)
+    rope = Rope(case.ids, case.config.axes_dims_rope, mesh_device)
     x = device_tensor(torch.cat([case.context, case.image], dim=1), mesh_device)
     out = host(block(x, rope, case.step.single[0]))
     reference32, reference16 = reference(case.model, torch.float32), reference(case.bf16_model, torch.bfloat16)

@@ -5,8 +5,8 @@ import torch
 
 from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.models.layers import upload
 from tt_flux_kontext.models.vae import AttentionBlock, Decoder, Encoder, FeatureMap, ResnetBlock, VAEConfig, pack
+from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import pack_latents
 
 SIZES = ["tiny", "real"]

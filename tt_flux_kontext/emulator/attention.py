@@ -181,7 +181,7 @@ def nlp_create_qkv_heads(
     With ``transpose_k_heads`` k is ``[B, Hkv, D, S]``. Raises RuntimeError for a width that does not divide into heads
     of whole tiles.
     """
-    op, kv_heads = "nlp_create_qkv_heads", num_kv_heads or num_heads
+    op, kv_heads = "nlp_create_qkv_heads", num_heads if num_kv_heads is None else num_kv_heads
     check_operands(op, input=input)
     check_layout(op, Layout.TILE, input=input)
     check_rank(op, 4, input=input)
@@ -192,7 +192,7 @@ def nlp_create_qkv_heads(
     check(divides, op, f"{describe(input)} does not divide into {sum(heads)} heads of whole tiles")
     size = width // sum(heads)
     parts = input.values.view(batch, length, width).split([count * size for count in heads], -1)
-    q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in parts)
+    q, k, v = (part.unflatten(-1, (count, size)).transpose(1, 2) for part, count in zip(parts, heads))
     k = k.mT if transpose_k_heads else k
     if input.dtype.is_block_float:
         k = pack(k, input.dtype)  # transposed, its values are in other blocks

@@ -1,11 +1,14 @@
 """``ttnn.experimental``."""
 
 from .attention import nlp_concat_heads, nlp_create_qkv_heads, rotary_embedding_llama
-from .matmul import dit_minimal_matmul_addcmul_fused, minimal_matmul
+from .matmul import dit_minimal_matmul_addcmul_fused, minimal_matmul, minimal_matmul_split
+from .normalization import dit_fused_distributed_rmsnorm
 
 __all__ = [
+    "dit_fused_distributed_rmsnorm",
     "dit_minimal_matmul_addcmul_fused",
     "minimal_matmul",
+    "minimal_matmul_split",
     "nlp_concat_heads",
     "nlp_create_qkv_heads",
     "rotary_embedding_llama",

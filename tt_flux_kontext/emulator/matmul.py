@@ -1,5 +1,7 @@
 """Matrix multiplication: ``matmul``, ``linear`` and the fused forms of ``experimental``."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .checks import check, check_dtype, check_layout, check_operands, describe
@@ -8,6 +10,7 @@ from .formats import storage_dtype
 from .gemm import ACCURATE, gemm
 from .tensor import Tensor, device_tensor
 from .types import (
+    TILE_SIZE,
     CoreGrid,
     DataType,
     Layout,
@@ -112,7 +115,7 @@ def _matmul(
 
 
 def minimal_matmul(
-    input_tensor: Tensor,
+    input_tensor: Tensor | Sequence[Tensor],
     weight_tensor: Tensor,
     *,
     bias_tensor: Tensor | None = None,
@@ -122,9 +125,40 @@ def minimal_matmul(
     dtype: DataType | None = None,
     compute_kernel_config: WormholeComputeKernelConfig | None = None,
 ) -> Tensor:
-    """``activation(input[..., M, K] @ weight[K, N] + bias[1, N])``, ``ttnn.experimental.minimal_matmul``."""
-    return _minimal("minimal_matmul", input_tensor, weight_tensor, bias_tensor, fused_activation,
-                    memory_config, dtype, compute_kernel_config)  # fmt: skip
+    """``activation(input[..., M, K] @ weight[K, N] + bias[1, N])``, ``ttnn.experimental.minimal_matmul``.
+
+    Two inputs stand for their concatenation along K, where the weight's rows for each fill whole tiles.
+    """
+    parts = [input_tensor] if isinstance(input_tensor, Tensor) else list(input_tensor)
+    out = _minimal("minimal_matmul", parts, weight_tensor, bias_tensor, fused_activation, dtype, compute_kernel_config)
+    return device_tensor(out, parts[0], dtype=dtype, memory_config=memory_config)
+
+
+def minimal_matmul_split(
+    input_tensor: Tensor,
+    weight_tensor: Tensor,
+    *,
+    chunks: int = 3,
+    dim: int = -1,
+    bias_tensor: Tensor | None = None,
+    fused_activation=None,
+    config: MinimalMatmulConfig | None = None,
+    memory_config: MemoryConfig | None = None,
+    dtype: DataType | None = None,
+    compute_kernel_config: WormholeComputeKernelConfig | None = None,
+) -> list[Tensor]:
+    """``minimal_matmul`` whose result ``[..., M, N]`` comes as ``chunks`` tensors ``[..., M, N / chunks]``.
+
+    ``ttnn.experimental.minimal_matmul_split``. Raises RuntimeError where a chunk would not be whole tiles.
+    """
+    op, width = "minimal_matmul_split", weight_tensor.shape[-1]
+    check(dim == -1, op, f"only dim=-1 is supported, got {dim}")
+    whole = chunks > 0 and width % chunks == 0 and width // chunks % TILE_SIZE == 0
+    check(whole, op, f"N = {width} does not divide into {chunks} chunks of whole tiles")
+    out = _minimal(op, [input_tensor], weight_tensor, bias_tensor, fused_activation, dtype, compute_kernel_config)
+    return [
+        device_tensor(part, input_tensor, dtype=dtype, memory_config=memory_config) for part in out.chunk(chunks, -1)
+    ]
 
 
 def dit_minimal_matmul_addcmul_fused(
@@ -177,18 +211,25 @@ def dit_minimal_matmul_addcmul_fused(
         gate_rows = rows if factor.shape[0] > 1 else slice(0, 1)
         return tile.mul_(factor[gate_rows, columns]).mul_(scalar).add_(base[rows, columns])
 
-    return _minimal(
-        op, matmul_input_tensor, weight, bias_tensor, None, memory_config, dtype, compute_kernel_config, add_gated
-    )
+    out = _minimal(op, [matmul_input_tensor], weight, bias_tensor, None, dtype, compute_kernel_config, add_gated)
+    return device_tensor(out, matmul_input_tensor, dtype=dtype, memory_config=memory_config)
 
 
-def _minimal(op, x, weight, bias, activation, memory_config, dtype, config, last=None):
-    _check_matmul_operands(op, x, weight, bias)
+def _minimal(op, parts, weight, bias, activation, dtype, config, last=None) -> torch.Tensor:
+    check(1 <= len(parts) <= 2, op, f"one or two inputs, got {len(parts)}")
+    for part in parts:
+        _check_matmul_operands(op, part, weight, bias)
+    x = parts[0]
+    if len(parts) == 2:
+        alike = x.shape[:-1] == parts[1].shape[:-1] and x.dtype is parts[1].dtype
+        check(alike, op, f"inputs must differ in K alone, got {describe(x)} and {describe(parts[1])}")
+        check(x.shape[-1] % TILE_SIZE == 0, op, f"the first input must be whole tiles wide, got {describe(x)}")
     if isinstance(activation, str):
         raise TypeError(f"{op}(): fused_activation must be a UnaryWithParam, got a name")
     check(weight.values.shape[:-2].numel() == 1, op, f"the weight must have 1 in all dims < -2, got {describe(weight)}")
     inner, width = weight.shape[-2:]
-    check(x.shape[-1] == inner, op, f"inner dimensions must match, got K={x.shape[-1]} and K_w={inner}")
+    given = sum(part.shape[-1] for part in parts)
+    check(given == inner, op, f"inner dimensions must match, got K={given} and K_w={inner}")
     if bias is not None:
         one_row = bias.values.numel() == bias.shape[-1] == width
         check(one_row, op, f"the bias must be one row of N = {width}, got {describe(bias)}")
@@ -199,16 +240,17 @@ def _minimal(op, x, weight, bias, activation, memory_config, dtype, config, last
         return tile if last is None else last(tile, rows, columns)
 
     dtype = dtype or x.dtype
-    out = _empty((*x.shape[:-1], width), dtype, x.values)
+    values = x.values if len(parts) == 1 else torch.cat([part.values for part in parts], -1)
+    out = _empty((*x.shape[:-1], width), dtype, values)
     gemm(
-        x.values.reshape(-1, inner),
+        values.reshape(-1, inner),
         weight.values.reshape(inner, width),
         config or ACCURATE,
         dtype,
         out.view(-1, width),
         finish,
     )
-    return device_tensor(out, x, dtype=dtype, memory_config=memory_config)
+    return out
 
 
 def _check_matmul_operands(op, a, b, bias):

@@ -1,13 +1,15 @@
 """Normalisations and softmax: statistics in fp32, one rounding at the end."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from .checks import check, check_dtype, check_layout, check_operands, describe
 from .device import MeshDevice
 from .eltwise import FLOATS, chunked
-from .formats import CHUNK_ELEMENTS, pack
+from .formats import CHUNK_ELEMENTS, multiplier_operands, pack
+from .gemm import ACCURATE, as_multiplied
 from .tensor import Tensor, device_tensor
 from .transfer import from_torch
 from .types import TILE_SIZE, CoreGrid, DataType, Layout, MemoryConfig, WormholeComputeKernelConfig
@@ -55,6 +57,72 @@ def rms_norm(
         return torch.nn.functional.rms_norm(x, x.shape[-1:], eps=epsilon)
 
     return _row_norm("rms_norm", normalise, input_tensor, weight, bias, residual_input_tensor, memory_config)
+
+
+def dit_fused_distributed_rmsnorm(
+    input_tensor: Tensor,
+    cluster_axis: int | None,
+    mesh_device: MeshDevice,
+    multi_device_global_semaphore: Sequence,
+    *,
+    epsilon: float = 1e-5,
+    num_heads_per_device: int = 1,
+    per_head_norm: bool = False,
+    weight: Tensor | None = None,
+    transformation_mat: Tensor | None = None,
+    rope_cos: Tensor | None = None,
+    rope_sin: Tensor | None = None,
+    dtype: DataType | None = None,
+    memory_config: MemoryConfig | None = None,
+    compute_kernel_config: WormholeComputeKernelConfig | None = None,
+) -> Tensor:
+    """RMS norm, split into heads and RoPE in one operation: ``[1, 1, S, H * D]`` to ``[1, H, S, D]``.
+
+    ``ttnn.experimental.dit_fused_distributed_rmsnorm`` on one chip (``cluster_axis`` None). With ``per_head_norm`` each
+    head is normalised by itself, else the whole row. ``weight`` ``[1, H * D]``; cos and sin ``[1, 1, S, D]`` in bf16 or
+    fp32; ``transformation_mat`` ``[1, 1, 32, 32]`` turns each 32 columns. Between the steps values stay in fp32, and
+    the multipliers take them as TF32. Raises RuntimeError for other shapes and dtypes.
+    """
+    op, x, heads = "dit_fused_distributed_rmsnorm", input_tensor, num_heads_per_device
+    rope = {"transformation_mat": transformation_mat, "rope_cos": rope_cos, "rope_sin": rope_sin}
+    check(cluster_axis is None, op, "only one chip is emulated: cluster_axis must be None")
+    check_operands(op, input_tensor=x, weight=weight, **rope)
+    check_layout(op, Layout.TILE, input_tensor=x, weight=weight, **rope)
+    check_dtype(op, [DataType.BFLOAT16], input_tensor=x, weight=weight, transformation_mat=transformation_mat)
+    check_dtype(op, [DataType.BFLOAT16, DataType.FLOAT32], rope_cos=rope_cos, rope_sin=rope_sin)
+    check(len(x.shape) == 4 and x.shape[:2] == (1, 1), op, f"the input must be [1, 1, S, width], got {describe(x)}")
+    rows, width = x.shape[2:]
+    whole = width % heads == 0 and width // heads % TILE_SIZE == 0
+    check(whole, op, f"{describe(x)} does not divide into {heads} heads of whole tiles")
+    size = width // heads
+    given = [tensor for tensor in rope.values() if tensor is not None]
+    check(len(given) in (0, 3), op, "transformation_mat, rope_cos and rope_sin go together")
+    if given:
+        fits = rope_cos.shape == rope_sin.shape == (1, 1, rows, size)
+        check(fits, op, f"cos and sin must be [1, 1, {rows}, {size}], got {describe(rope_cos)}, {describe(rope_sin)}")
+        square = transformation_mat.shape == (1, 1, TILE_SIZE, TILE_SIZE)
+        check(square, op, f"transformation_mat must be [1, 1, 32, 32], got {describe(transformation_mat)}")
+        turn = transformation_mat.values.view(TILE_SIZE, TILE_SIZE).float()
+    fidelity = (compute_kernel_config or ACCURATE).math_fidelity
+
+    def multiply(a, b):  # eltwise, operand 0 goes where a matrix product's in1 does
+        pairs = multiplier_operands(as_multiplied(b), as_multiplied(a), fidelity)
+        return sum(left * right for left, right in pairs)
+
+    def compute(values, *tables):  # [rows, heads, size] and [rows, 1, size]
+        over = (2,) if per_head_norm else (1, 2)
+        y = multiply(values, values.square().mean(over, keepdim=True).add_(epsilon).rsqrt_())
+        if weight is not None:
+            y = multiply(y, weight.values.view(heads, size).float())
+        if not tables:
+            return y
+        turned = (as_multiplied(y).view(-1, TILE_SIZE) @ turn).view(y.shape)
+        return multiply(y, tables[0]) + multiply(turned, tables[1])
+
+    tables = [table.values.view(rows, 1, size) for table in given[1:]]
+    dtype = dtype or x.dtype
+    values = chunked(compute, dtype, (rows, heads, size), x.values.view(rows, heads, size), *tables)
+    return device_tensor(values.transpose(0, 1).unsqueeze(0), x, dtype=dtype, memory_config=memory_config)
 
 
 def _row_norm(op, normalise, x, weight, bias, residual, memory_config):

@@ -5,8 +5,8 @@ from transformers import CLIPTextConfig
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
-from tt_flux_kontext.models.layers import Embedding, LayerNorm, Linear, biased_attention, upload
-from tt_flux_kontext.models.weights import Weights
+from tt_flux_kontext.models.layers import Embedding, LayerNorm, Linear, biased_attention
+from tt_flux_kontext.models.weights import Weights, upload
 
 MASKED = -1e9  # finite: -inf in mask arithmetic gives NaN
 
@@ -52,7 +52,7 @@ class CLIPLayer:
             "mlp.fc1",
             in_features=dim,
             out_features=config.intermediate_size,
-            activation=None if self.quick else "gelu",
+            activation=None if self.quick else "GELU",
         )
         self.fc2 = Linear(weights, "mlp.fc2", in_features=config.intermediate_size, out_features=dim)
         self.scale = (dim // config.num_attention_heads) ** -0.5

@@ -1,6 +1,7 @@
 """Layers that the models share. Activations are [1, 1, tokens, features], in tiles: one sample at a time."""
 
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.models.rope import Rope
 from tt_flux_kontext.models.weights import Weights
 
 
@@ -11,7 +12,7 @@ class Linear:
 
     Args:
         names: of the torch layers, from which W [out_features, in_features] and b [out_features] come.
-        activation: TT-NN's name of one (`gelu_tanh`, `silu`, ...).
+        activation: name of a `ttnn.UnaryOpType`.
     """
 
     def __init__(
@@ -25,16 +26,38 @@ class Linear:
     ):
         self.weight = weights.matrix([f"{name}.weight" for name in names], out_features, in_features)
         self.bias = weights.row([f"{name}.bias" for name in names], out_features) if bias else None
-        self.activation = activation
+        self.activation = activation and ttnn.UnaryWithParam(getattr(ttnn.UnaryOpType, activation))
         self.compute_config = weights.compute_config
 
-    def __call__(self, x: "ttnn.Tensor", dtype: "ttnn.DataType | None" = None) -> "ttnn.Tensor":
-        return ttnn.linear(
+    def __call__(self, *parts: "ttnn.Tensor", dtype: "ttnn.DataType | None" = None) -> "ttnn.Tensor":
+        """Two parts of x, [1, 1, S, in_features] side by side, are read as one."""
+        # ttnn.linear would take an operation more for the activation, and parts would have to be copied together.
+        return ttnn.experimental.minimal_matmul(
+            parts[0] if len(parts) == 1 else list(parts),
+            self.weight,
+            bias_tensor=self.bias,
+            fused_activation=self.activation,
+            dtype=dtype or ttnn.bfloat16,
+            compute_kernel_config=self.compute_config,
+        )
+
+
+class Projections(Linear):
+    """Linear layers that share their input, in one op; each has an output of its own."""
+
+    def __init__(self, weights: Weights, *names: str, in_features: int, out_features: int):
+        super().__init__(weights, *names, in_features=in_features, out_features=out_features)
+        self.count = len(names)
+
+    def __call__(self, x: "ttnn.Tensor") -> "list[ttnn.Tensor]":
+        """Outputs [1, 1, S, out_features] in the order of the names."""
+        return ttnn.experimental.minimal_matmul_split(
             x,
             self.weight,
-            bias=self.bias,
-            activation=self.activation,
-            dtype=dtype or ttnn.bfloat16,
+            chunks=self.count,
+            dim=-1,
+            bias_tensor=self.bias,
+            dtype=ttnn.bfloat16,
             compute_kernel_config=self.compute_config,
         )
 
@@ -46,11 +69,11 @@ class LayerNorm:
         self.weight = weights.row([f"{name}.weight"], size)
         self.bias = weights.row([f"{name}.bias"], size)
         self.eps = eps
-        self.compute_config = weights.compute_config
+        self.norm_config = weights.norm_config
 
     def __call__(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
         return ttnn.layer_norm(
-            x, weight=self.weight, bias=self.bias, epsilon=self.eps, compute_kernel_config=self.compute_config
+            x, weight=self.weight, bias=self.bias, epsilon=self.eps, compute_kernel_config=self.norm_config
         )
 
 
@@ -60,10 +83,39 @@ class RMSNorm:
     def __init__(self, weights: Weights, name: str, size: int, eps: float):
         self.weight = weights.row([f"{name}.weight"], size)
         self.eps = eps
-        self.compute_config = weights.compute_config
+        self.norm_config = weights.norm_config
 
     def __call__(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
-        return ttnn.rms_norm(x, weight=self.weight, epsilon=self.eps, compute_kernel_config=self.compute_config)
+        return ttnn.rms_norm(x, weight=self.weight, epsilon=self.eps, compute_kernel_config=self.norm_config)
+
+
+class HeadNorm:
+    """RMS norm of each head by itself, split into heads and RoPE, in one op."""
+
+    def __init__(self, weights: Weights, name: str, heads: int, head_dim: int, eps: float):
+        self.weight = weights.row([f"{name}.weight"] * heads, head_dim)
+        self.heads = heads
+        self.eps = eps
+        self.device = weights.device
+        self.norm_config = weights.norm_config
+
+    def __call__(self, x: "ttnn.Tensor", rope: Rope | None) -> "ttnn.Tensor":
+        """x: [1, 1, S, heads d], query or key. rope: of its rows; None turns nothing. Returns [1, heads, S, d]."""
+        # The op also spreads over chips, along a cluster axis and with semaphores; here it has one chip.
+        return ttnn.experimental.dit_fused_distributed_rmsnorm(
+            x,
+            None,
+            self.device,
+            [],
+            epsilon=self.eps,
+            num_heads_per_device=self.heads,
+            per_head_norm=True,
+            weight=self.weight,
+            transformation_mat=rope and rope.turn,
+            rope_cos=rope and rope.cos,
+            rope_sin=rope and rope.sin,
+            compute_kernel_config=self.norm_config,
+        )
 
 
 class Embedding:
@@ -82,6 +134,12 @@ def split_heads(qkv: "ttnn.Tensor", heads: int, *, transpose_key: bool = False):
     return ttnn.experimental.nlp_create_qkv_heads(
         qkv, num_heads=heads, num_kv_heads=heads, transpose_k_heads=transpose_key
     )
+
+
+def to_heads(x: "ttnn.Tensor", heads: int) -> "ttnn.Tensor":
+    """[1, 1, S, heads d] -> [1, heads, S, d]."""
+    all_heads, *_ = ttnn.experimental.nlp_create_qkv_heads(x, num_heads=heads, num_kv_heads=0, transpose_k_heads=False)
+    return all_heads
 
 
 def merge_heads(x: "ttnn.Tensor") -> "ttnn.Tensor":
@@ -108,9 +166,3 @@ def biased_attention(
         ttnn.add(scores, bias), dim=-1, numeric_stable=True, compute_kernel_config=compute_config
     )
     return merge_heads(ttnn.matmul(probabilities, value, dtype=ttnn.bfloat16, compute_kernel_config=compute_config))
-
-
-def upload(x, device, dtype: "ttnn.DataType", *, tiled: bool = True) -> "ttnn.Tensor":
-    """A torch tensor of this edit (not a parameter) to the device."""
-    layout = ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT
-    return ttnn.from_torch(x, dtype=dtype, layout=layout, device=device)

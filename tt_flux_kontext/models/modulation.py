@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.models.layers import Linear, upload
-from tt_flux_kontext.models.weights import Weights
+from tt_flux_kontext.models.layers import Linear
+from tt_flux_kontext.models.weights import Weights, upload
 
 SINUSOIDS = 256
+_ADAPTIVE = ("shift", "scale", "gate")  # what the linear layer of a single block gives, in its order
+_STREAM = 2 * _ADAPTIVE  # of a double block's stream
+_OUT = ("scale", "shift")  # of the output norm, the other way round
 SCALE = 1000.0  # of times and guidance before their sinusoids: diffusers' FluxTransformer2DModel.forward
 
 
@@ -59,15 +62,30 @@ def sinusoids(values: Sequence[float]) -> torch.Tensor:
     return torch.cat([phases.cos(), phases.sin()], dim=-1)
 
 
+class _FewRows(Linear):
+    """A linear layer of a few rows. `Linear`'s op would give a row of tiles to one row of cores; this one takes all."""
+
+    def __call__(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
+        """Returns float32."""
+        return ttnn.linear(
+            x,
+            self.weight,
+            bias=self.bias,
+            activation=self.activation,
+            dtype=ttnn.float32,
+            compute_kernel_config=self.compute_config,
+        )
+
+
 class _Embedder:
     """Linear, SiLU, Linear (diffusers' TimestepEmbedding and PixArtAlphaTextProjection), in float32."""
 
     def __init__(self, weights: Weights, in_features: int, dim: int):
-        self.linear_1 = Linear(weights, "linear_1", in_features=in_features, out_features=dim, activation="silu")
-        self.linear_2 = Linear(weights, "linear_2", in_features=dim, out_features=dim)
+        self.linear_1 = _FewRows(weights, "linear_1", in_features=in_features, out_features=dim, activation="SILU")
+        self.linear_2 = _FewRows(weights, "linear_2", in_features=dim, out_features=dim)
 
     def __call__(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
-        return self.linear_2(self.linear_1(x, ttnn.float32), ttnn.float32)
+        return self.linear_2(self.linear_1(x))
 
 
 class Modulation:
@@ -83,7 +101,7 @@ class Modulation:
         self.text_embedder = _Embedder(embed.at("text_embedder"), config.pooled_projection_dim, dim)
 
         def linear(name: str, vectors: int) -> Linear:
-            return Linear(weights, f"{name}.linear", in_features=dim, out_features=vectors * dim)
+            return _FewRows(weights, f"{name}.linear", in_features=dim, out_features=vectors * dim)
 
         self.double = [
             (linear(f"transformer_blocks.{i}.norm1", 6), linear(f"transformer_blocks.{i}.norm1_context", 6))
@@ -92,6 +110,7 @@ class Modulation:
         self.single = [linear(f"single_transformer_blocks.{i}.norm", 3) for i in range(config.num_single_layers)]
         self.out = linear("norm_out", 2)
         self.device = weights.device
+        self.norm_config = weights.norm_config
 
     def embed(self, sigmas: Sequence[float], guidance: float | None, pooled: "ttnn.Tensor") -> "ttnn.Tensor":
         """temb, float32 [1, 1, N, D], for N times `sigmas` (0 to 1), with the pooled prompt [1, 1, 1, P].
@@ -110,50 +129,52 @@ class Modulation:
         """The table of N steps; arguments as of `embed`."""
         temb = ttnn.silu(self.embed(sigmas, guidance, pooled))
         return ModulationTable(
-            double=[tuple(self._vectors(linear, temb, 6) for linear in streams) for streams in self.double],
-            single=[self._vectors(linear, temb, 3) for linear in self.single],
-            # The output norm's linear layer has scale and shift the other way round.
-            out=self._vectors(self.out, temb, 2, scale_first=True),
+            double=[tuple(self._vectors(linear, temb, _STREAM) for linear in streams) for streams in self.double],
+            single=[self._vectors(linear, temb, _ADAPTIVE) for linear in self.single],
+            out=self._vectors(self.out, temb, _OUT),
+            device=self.device,
+            config=self.norm_config,
         )
 
     def _upload(self, values: Sequence[float]) -> "ttnn.Tensor":
         scaled = [SCALE * value for value in values]
         return upload(sinusoids(scaled)[None, None], self.device, ttnn.float32)
 
-    @staticmethod
-    def _vectors(linear: Linear, temb: "ttnn.Tensor", count: int, *, scale_first: bool = False) -> "list[ttnn.Tensor]":
-        """shift, scale[, gate[, shift, scale, gate]], each bfloat16 [1, 1, N, D], of a linear layer of `temb`."""
-        rows, dim = temb.shape[2], temb.shape[3]
-        table = linear(temb, ttnn.float32)
-        vectors = [ttnn.slice(table, [0, 0, 0, i * dim], [1, 1, rows, (i + 1) * dim]) for i in range(count)]
-        if scale_first:
-            vectors = vectors[::-1]
+    def _vectors(self, linear: Linear, temb: "ttnn.Tensor", names: tuple[str, ...]) -> "ttnn.Tensor":
+        """What a linear layer makes of `temb`: vectors side by side, bfloat16 [1, 1, N, len(names) D]."""
+        one = torch.tensor([float(name == "scale") for name in names]).repeat_interleave(temb.shape[3])
         # 1 + scale is rounded once, here.
-        return [
-            ttnn.add(vector, 1.0, dtype=ttnn.bfloat16) if i % 3 == 1 else ttnn.typecast(vector, ttnn.bfloat16)
-            for i, vector in enumerate(vectors)
-        ]
+        return ttnn.add(linear(temb), upload(one[None, None, None], self.device, ttnn.float32), dtype=ttnn.bfloat16)
 
 
 @dataclass(frozen=True)
 class ModulationTable:
-    """What `Modulation` gives: vectors [1, 1, N, D] of all N steps, in the blocks' order; 2 MB a step for Flux."""
+    """Of each linear layer of `Modulation` its vectors, [1, 1, N, vectors D], a row a step; 2 MB a row for Flux."""
 
-    double: "list[tuple[list[ttnn.Tensor], list[ttnn.Tensor]]]"
-    single: "list[list[ttnn.Tensor]]"
-    out: "list[ttnn.Tensor]"
+    double: "list[tuple[ttnn.Tensor, ttnn.Tensor]]"
+    single: "list[ttnn.Tensor]"
+    out: "ttnn.Tensor"
+    device: "ttnn.MeshDevice"
+    config: object
 
     def step(self, index: int) -> StepModulation:
         """The vectors of one step, each [1, 1, 1, D]."""
+        # A row that begins no tile is cut out by a product with a unit vector: exact, and all its vectors in one op.
+        rows = self.out.shape[2]
+        unit = upload(torch.eye(rows)[None, None, index : index + 1], self.device, ttnn.bfloat16)
 
-        def rows(vectors: "list[ttnn.Tensor]") -> Adaptive:
-            return Adaptive(*(ttnn.slice(v, [0, 0, index, 0], [1, 1, index + 1, v.shape[3]]) for v in vectors))
+        def vectors(table: "ttnn.Tensor", names: tuple[str, ...]) -> "list[ttnn.Tensor]":
+            return ttnn.experimental.minimal_matmul_split(
+                unit, table, chunks=len(names), dim=-1, compute_kernel_config=self.config
+            )
 
-        def stream(vectors: "list[ttnn.Tensor]") -> StreamModulation:
-            return StreamModulation(attention=rows(vectors[:3]), feed_forward=rows(vectors[3:]))
+        def stream(table: "ttnn.Tensor") -> StreamModulation:
+            parts = vectors(table, _STREAM)
+            return StreamModulation(attention=Adaptive(*parts[:3]), feed_forward=Adaptive(*parts[3:]))
 
+        scale, shift = vectors(self.out, _OUT)
         return StepModulation(
             double=[(stream(image), stream(context)) for image, context in self.double],
-            single=[rows(vectors) for vectors in self.single],
-            out=rows(self.out),
+            single=[Adaptive(*vectors(table, _ADAPTIVE)) for table in self.single],
+            out=Adaptive(shift=shift, scale=scale),
         )

@@ -3,7 +3,7 @@
 import torch
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.models.layers import upload
+from tt_flux_kontext.models.weights import upload
 
 THETA = 10000.0
 
@@ -18,39 +18,32 @@ def rope_tables(ids: torch.Tensor, axes_dims: tuple[int, ...]) -> tuple[torch.Te
     return angles.cos().float(), angles.sin().float()
 
 
-def pair_rotation(dim: int) -> torch.Tensor:
-    """R [dim, dim] with (x R)[2i] = -x[2i + 1] and (x R)[2i + 1] = x[2i]: a quarter turn of every interleaved pair."""
-    rotation = torch.zeros(dim, dim)
-    even = torch.arange(0, dim, 2)
+def pair_rotation() -> torch.Tensor:
+    """R [32, 32] with (x R)[2i] = -x[2i + 1] and (x R)[2i + 1] = x[2i]: a quarter turn of every pair in a tile."""
+    rotation = torch.zeros(32, 32)
+    even = torch.arange(0, 32, 2)
     rotation[even + 1, even] = -1
     rotation[even, even + 1] = 1
     return rotation
 
 
 class Rope:
-    """The tables of one sequence on the device; rotates queries and keys.
+    """The tables of one sequence on the device: x cos + (x turn) sin rotates a head's features.
 
-    TT-NN's own op (`experimental.rotary_embedding_llama`) takes bfloat16 tables and rounds both products: for 1024^2
-    that is 1.5 times the error of torch in bfloat16 (1.2 times by the tables alone), computed in torch. Here tables and
-    products are float32, and only the result is rounded.
+    They are float32: bfloat16 tables alone would give 1.2 times the error of torch in bfloat16, which rotates in
+    float32 (computed in torch for 1024 x 1024 pixels).
 
     Args:
         ids: [S, axes], one row a token.
         axes_dims: features of a head that each axis takes; their sum is the head's size.
+
+    Attributes:
+        cos, sin: float32 [1, 1, S, sum of axes_dims].
+        turn: bfloat16 [1, 1, 32, 32], for every 32 features.
     """
 
-    def __init__(self, ids: torch.Tensor, axes_dims: tuple[int, ...], device, compute_config):
+    def __init__(self, ids: torch.Tensor, axes_dims: tuple[int, ...], device):
         cos, sin = rope_tables(ids, axes_dims)
         self.cos = upload(cos[None, None], device, ttnn.float32)
         self.sin = upload(sin[None, None], device, ttnn.float32)
-        self.rotation = upload(pair_rotation(sum(axes_dims)), device, ttnn.bfloat16)
-        self.compute_config = compute_config
-
-    def __call__(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
-        """x: [1, heads, S, head_dim] bfloat16."""
-        turned = ttnn.matmul(x, self.rotation, dtype=ttnn.bfloat16, compute_kernel_config=self.compute_config)
-        return ttnn.add(
-            ttnn.multiply(x, self.cos, dtype=ttnn.float32),
-            ttnn.multiply(turned, self.sin, dtype=ttnn.float32),
-            dtype=ttnn.bfloat16,
-        )
+        self.turn = upload(pair_rotation()[None, None], device, ttnn.bfloat16)

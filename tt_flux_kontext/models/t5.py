@@ -7,10 +7,10 @@ from transformers import T5Config
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
-from tt_flux_kontext.models.layers import Embedding, Linear, RMSNorm, biased_attention, upload
-from tt_flux_kontext.models.weights import Weights
+from tt_flux_kontext.models.layers import Embedding, Linear, RMSNorm, biased_attention
+from tt_flux_kontext.models.weights import Weights, upload
 
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+_ACTIVATIONS = {"gelu_new": "GELU_TANH", "gelu": "GELU", "relu": "RELU", "silu": "SILU"}
 
 
 def t5_config(config: dict) -> T5Config:

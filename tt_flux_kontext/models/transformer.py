@@ -6,7 +6,7 @@ import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
-from tt_flux_kontext.models.layers import Linear, RMSNorm, merge_heads, split_heads
+from tt_flux_kontext.models.layers import HeadNorm, Linear, Projections, merge_heads, to_heads
 from tt_flux_kontext.models.modulation import Adaptive, StepModulation, StreamModulation
 from tt_flux_kontext.models.rope import Rope
 from tt_flux_kontext.models.weights import Weights
@@ -52,7 +52,7 @@ class _Adaptable:
     """What blocks share: the norm before their linear layers, adapted by shift and 1 + scale."""
 
     def __init__(self, weights: Weights):
-        self.compute_config = weights.compute_config
+        self.norm_config = weights.norm_config
 
     def norm(self, x: "ttnn.Tensor", modulation: Adaptive) -> "ttnn.Tensor":
         return ttnn.layer_norm(
@@ -60,7 +60,7 @@ class _Adaptable:
             weight=modulation.scale,
             bias=modulation.shift,
             epsilon=EPS,
-            compute_kernel_config=self.compute_config,
+            compute_kernel_config=self.norm_config,
         )
 
 
@@ -72,19 +72,19 @@ class _Stream(_Adaptable):
         dim = config.inner_dim
         self.heads = config.num_attention_heads
         qkv = (names["q"], names["k"], names["v"])
-        self.qkv = Linear(weights, *qkv, in_features=dim, out_features=dim)
-        self.norm_q = RMSNorm(weights, names["norm_q"], config.attention_head_dim, EPS)
-        self.norm_k = RMSNorm(weights, names["norm_k"], config.attention_head_dim, EPS)
+        self.qkv = Projections(weights, *qkv, in_features=dim, out_features=dim)
+        self.norm_q = HeadNorm(weights, names["norm_q"], self.heads, config.attention_head_dim, EPS)
+        self.norm_k = HeadNorm(weights, names["norm_k"], self.heads, config.attention_head_dim, EPS)
         self.out = Linear(weights, names["out"], in_features=dim, out_features=dim)
         feed_forward = names["feed_forward"]
         self.feed_forward_in = Linear(
-            weights, f"{feed_forward}.net.0.proj", in_features=dim, out_features=4 * dim, activation="gelu_tanh"
+            weights, f"{feed_forward}.net.0.proj", in_features=dim, out_features=4 * dim, activation="GELU_TANH"
         )
         self.feed_forward_out = Linear(weights, f"{feed_forward}.net.2", in_features=4 * dim, out_features=dim)
 
-    def query_key_value(self, x: "ttnn.Tensor", modulation: StreamModulation):
-        query, key, value = split_heads(self.qkv(self.norm(x, modulation.attention)), self.heads)
-        return self.norm_q(query), self.norm_k(key), value
+    def query_key_value(self, x: "ttnn.Tensor", rope: Rope | None, modulation: StreamModulation):
+        query, key, value = self.qkv(self.norm(x, modulation.attention))
+        return self.norm_q(query, rope), self.norm_k(key, rope), to_heads(value, self.heads)
 
     def finish(self, x: "ttnn.Tensor", attention: "ttnn.Tensor", modulation: StreamModulation) -> "ttnn.Tensor":
         x = ttnn.addcmul(x, self.out(merge_heads(attention)), modulation.attention.gate)
@@ -130,12 +130,9 @@ class DoubleBlock:
     ) -> "tuple[ttnn.Tensor, ttnn.Tensor]":
         """image: [1, 1, I, D]. context: [1, 1, T, D]. rope: of the image rows; the context's position is 0, no turn."""
         image_modulation, context_modulation = modulation
-        query, key, value = self.image.query_key_value(image, image_modulation)
         attention, context_attention = ttnn.transformer.joint_scaled_dot_product_attention(
-            rope(query),
-            rope(key),
-            value,
-            *self.context.query_key_value(context, context_modulation),
+            *self.image.query_key_value(image, rope, image_modulation),
+            *self.context.query_key_value(context, None, context_modulation),
             joint_strategy="rear",
             program_config=self.attention_config,
             compute_kernel_config=self.compute_config,
@@ -151,27 +148,27 @@ class SingleBlock(_Adaptable):
         super().__init__(weights)
         dim = config.inner_dim
         self.heads = config.num_attention_heads
-        self.qkv = Linear(weights, "attn.to_q", "attn.to_k", "attn.to_v", in_features=dim, out_features=dim)
-        self.norm_q = RMSNorm(weights, "attn.norm_q", config.attention_head_dim, EPS)
-        self.norm_k = RMSNorm(weights, "attn.norm_k", config.attention_head_dim, EPS)
-        self.mlp = Linear(weights, "proj_mlp", in_features=dim, out_features=4 * dim, activation="gelu_tanh")
+        self.qkv = Projections(weights, "attn.to_q", "attn.to_k", "attn.to_v", in_features=dim, out_features=dim)
+        self.norm_q = HeadNorm(weights, "attn.norm_q", self.heads, config.attention_head_dim, EPS)
+        self.norm_k = HeadNorm(weights, "attn.norm_k", self.heads, config.attention_head_dim, EPS)
+        self.mlp = Linear(weights, "proj_mlp", in_features=dim, out_features=4 * dim, activation="GELU_TANH")
         self.out = Linear(weights, "proj_out", in_features=5 * dim, out_features=dim)
         self.attention_config = weights.attention_config
+        self.compute_config = weights.compute_config
 
     def __call__(self, x: "ttnn.Tensor", rope: Rope, modulation: Adaptive) -> "ttnn.Tensor":
         """x: [1, 1, T + I, D], context rows first. rope: of all rows."""
         normed = self.norm(x, modulation)
-        query, key, value = split_heads(self.qkv(normed), self.heads)
+        query, key, value = self.qkv(normed)
         attention = ttnn.transformer.scaled_dot_product_attention(
-            rope(self.norm_q(query)),
-            rope(self.norm_k(key)),
-            value,
+            self.norm_q(query, rope),
+            self.norm_k(key, rope),
+            to_heads(value, self.heads),
             is_causal=False,
             program_config=self.attention_config,
             compute_kernel_config=self.compute_config,
         )
-        hidden = ttnn.concat([merge_heads(attention), self.mlp(normed)], dim=-1)
-        return ttnn.addcmul(x, self.out(hidden), modulation.gate)
+        return ttnn.addcmul(x, self.out(merge_heads(attention), self.mlp(normed)), modulation.gate)
 
 
 @dataclass(frozen=True)
@@ -207,8 +204,8 @@ class Transformer(_Adaptable):
         joint_ids = torch.cat([torch.zeros(context_tokens, image_ids.shape[1]), image_ids])
         axes = self.config.axes_dims_rope
         return Positions(
-            image=Rope(image_ids, axes, self.device, self.compute_config),
-            joint=Rope(joint_ids, axes, self.device, self.compute_config),
+            image=Rope(image_ids, axes, self.device),
+            joint=Rope(joint_ids, axes, self.device),
         )
 
     def __call__(
@@ -239,4 +236,4 @@ class Transformer(_Adaptable):
             x = block(x, positions.joint, step)
 
         x = ttnn.slice(x, [0, 0, context_rows, 0], [1, 1, context_rows + noise_rows, x.shape[3]])
-        return self.proj_out(self.norm(x, modulation.out), ttnn.float32)
+        return self.proj_out(self.norm(x, modulation.out), dtype=ttnn.float32)

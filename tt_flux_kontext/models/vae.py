@@ -7,8 +7,8 @@ import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
-from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads, upload
-from tt_flux_kontext.models.weights import Weights
+from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads
+from tt_flux_kontext.models.weights import Weights, upload
 
 EPS = 1e-6
 

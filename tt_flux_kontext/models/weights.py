@@ -1,4 +1,4 @@
-"""The way of a parameter from a checkpoint to the device: the only place where one is uploaded."""
+"""The way to the device: of a parameter from a checkpoint, and of what belongs to one edit."""
 
 from collections.abc import Callable, Sequence
 
@@ -56,6 +56,7 @@ class Weights:
         self.prefix = prefix
         self.ledger = ledger or _Ledger()
         self.compute_config = precision.compute_config(device) if device else None
+        self.norm_config = precision.norm_config(device) if device else None
         self.attention_config = precision.attention_config(device) if device else None
 
     def at(self, name: str) -> "Weights":
@@ -128,3 +129,9 @@ class Weights:
 def _on_host(value: torch.Tensor) -> torch.Tensor:
     """A plan's tensors have no values, but some ops prepare theirs on the host: zeros will do."""
     return torch.zeros(value.shape) if value.is_meta else value
+
+
+def upload(x: torch.Tensor, device, dtype: "ttnn.DataType", *, tiled: bool = True) -> "ttnn.Tensor":
+    """A torch tensor of this edit (not a parameter) to the device."""
+    layout = ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT
+    return ttnn.from_torch(x, dtype=dtype, layout=layout, device=device)
