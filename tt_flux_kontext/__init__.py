@@ -1,6 +1,14 @@
 """FLUX.1 Kontext [dev] on Tenstorrent TT-NN."""
 
 from tt_flux_kontext.device import open_device
-from tt_flux_kontext.pipeline import FluxKontextPipeline
 
 __all__ = ["FluxKontextPipeline", "open_device"]
+
+
+def __getattr__(name: str):
+    """The pipeline at its first use: diffusers and transformers take seconds to import, and not all need them."""
+    if name != "FluxKontextPipeline":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from tt_flux_kontext.pipeline import FluxKontextPipeline
+
+    return FluxKontextPipeline

@@ -11,7 +11,7 @@ from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.inputs import Text
 from tt_flux_kontext.models.modulation import ModulationTable
 from tt_flux_kontext.models.weights import upload
-from tt_flux_kontext.residency import Models
+from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import image_ids, pack_latents
 
 
@@ -83,8 +83,10 @@ class Editor:
     def run(self, edit: Edit, decode: bool = True) -> Iterator[Phase | torch.Tensor]:
         """Yields each phase as it ends, and last the result: pictures [results, 3, H, W] from -1 to 1, float32.
 
-        Without `decode` the result is the packed latents, float32 [results, N, C].
+        Without `decode` the result is the packed latents, float32 [results, N, C]. Raises `DoesNotFit` before the first
+        upload when the device has too little memory.
         """
+        self.models.reserve(self.size(edit))
         clock = _Clock(self.device)
         pooled = self._encode_clip(edit)
         yield clock.phase("clip")
@@ -96,6 +98,7 @@ class Editor:
         self._modulate(edit, conditions)
         yield clock.phase("modulation")
 
+        self.models.release("modulation")  # of no use to the steps
         latents = [upload(row[None, None], self.device, ttnn.float32) for row in edit.latents]
         transformer = self.models["transformer"]
         positions = transformer.positions(self._image_ids(edit), conditions[0].context.shape[2])
@@ -114,6 +117,17 @@ class Editor:
         else:
             result = torch.cat([ttnn.to_torch(x)[0] for x in latents])
         yield result
+
+    def size(self, edit: Edit) -> EditSize:
+        """What the edit's memory depends on."""
+        text_tokens = edit.max_sequence_length
+        if edit.text.embeds is not None:
+            text_tokens = edit.text.embeds.shape[1]
+        height, width = edit.size
+        pixels = height * width
+        if edit.image is not None and edit.image.shape[1] != self.models.vae_config.latent_channels:
+            pixels = max(pixels, edit.image.shape[2] * edit.image.shape[3])
+        return EditSize(text_tokens, len(self._image_ids(edit)), pixels)
 
     def _encode_clip(self, edit: Edit) -> "list[ttnn.Tensor]":
         """Pooled prompts [1, 1, 1, P], the negative ones after the others."""
@@ -144,7 +158,6 @@ class Editor:
     def _modulate(self, edit: Edit, conditions: list[Condition]) -> None:
         for condition in conditions:
             condition.table = self.models["modulation"](edit.sigmas[:-1], edit.guidance, condition.pooled)
-        self.models.release("modulation")  # of no use to the steps
 
     def _denoise(self, edit: Edit, step: int, transformer, positions, conditions, references, latents) -> None:
         """One Euler step of all results, in place in `latents`."""

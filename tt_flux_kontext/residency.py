@@ -1,5 +1,7 @@
 """The models of a checkpoint, and which of them have their weights on the device."""
 
+from dataclasses import dataclass
+
 from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.models.clip import CLIPTextEncoder, clip_config
@@ -8,11 +10,30 @@ from tt_flux_kontext.models.t5 import T5Encoder, t5_config
 from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
 from tt_flux_kontext.models.weights import Weights, survey
-from tt_flux_kontext.precision import Precision
+from tt_flux_kontext.precision import PRECISIONS, Precision
 
-# Bytes of DRAM to leave for activations. The VAE's decoder needs most: 1.7e9 for 1024 x 1024 pixels and 3.7e9 for sizes
-# whose rows don't fill tiles, as TT-NN's allocator counts them on an N150.
-WORKSPACE = 4_000_000_000
+
+# Bytes of DRAM that an edit keeps from phase to phase: context, modulation table, latents, TT-NN's tables of windows.
+LASTING = 200_000_000
+
+
+@dataclass(frozen=True)
+class EditSize:
+    """What an edit's memory depends on.
+
+    Attributes:
+        text_tokens: of T5.
+        image_tokens: of noise and reference together.
+        pixels: of the result or the reference, whichever has more.
+    """
+
+    text_tokens: int
+    image_tokens: int
+    pixels: int
+
+
+class DoesNotFit(RuntimeError):
+    """The device has too little memory for an edit. The message has a table and says what would fit."""
 
 
 class Models:
@@ -31,7 +52,7 @@ class Models:
         self.transformer_config = transformer = TransformerConfig.from_dict(
             checkpoint.config("transformer", "FluxTransformer2DModel")
         )
-        t5 = t5_config(checkpoint.config("text_encoder_2", "T5EncoderModel"))
+        self.t5_config = t5 = t5_config(checkpoint.config("text_encoder_2", "T5EncoderModel"))
         clip = clip_config(checkpoint.config("text_encoder", "CLIPTextModel"))
         for what, given, wanted in (
             ("in_channels", transformer.in_channels, 4 * vae.latent_channels),
@@ -51,17 +72,82 @@ class Models:
             "vae decoder": ("vae", Decoder, vae),
         }
         self._tensors = {component: checkpoint.tensors(component) for component, *_ in self._models.values()}
-        self._bytes = {}
+        self._bytes = self._weight_bytes(precision)
+        self._workspace = dict.fromkeys(self._models, 0)
+        self._resident = {}  # the one used last comes last
+
+    @property
+    def bytes_on_device(self) -> int:
+        """DRAM that the weights on the device take."""
+        return sum(self._bytes[name] for name in self._resident)
+
+    def reserve(self, size: EditSize) -> None:
+        """Says what the next edit needs, so that models make room for it. Uploads nothing.
+
+        Raises:
+            DoesNotFit: one of the models doesn't fit, even alone.
+        """
+        self._workspace = self.workspaces(size)
+        _, total = dram_bytes(self.device)
+        if self._fits(self._bytes, total):
+            return
+        lines = [
+            f"This edit does not fit the device's {total / 1e9:.2f} GB of DRAM in {self.precision.name}:",
+            f"  {'model':<14}{'weights':>10}{'activations':>13}{'together':>10}",
+        ]
+        for name in self._models:
+            weights, activations = self._bytes[name], self._workspace[name]
+            verdict = "  too much" if weights + activations > total else ""
+            figures = f"{weights / 1e9:>7.2f} GB{activations / 1e9:>10.2f} GB{(weights + activations) / 1e9:>7.2f} GB"
+            lines.append(f"  {name:<14}{figures}{verdict}")
+        fitting = self.fitting_precision(size)
+        if fitting:
+            lines.append(f"It fits with precision='{fitting}'.")
+        else:
+            lines.append("It fits in no precision: make the pictures smaller, or take a device with more memory.")
+        raise DoesNotFit("\n".join(lines))
+
+    def fitting_precision(self, size: EditSize) -> str | None:
+        """The most accurate precision in which every model fits the device alone, or None."""
+        _, total = dram_bytes(self.device)
+        self._workspace = self.workspaces(size)
+        for name, precision in PRECISIONS.items():
+            if self._fits(self._weight_bytes(precision), total):
+                return name
+        return None
+
+    def _fits(self, weights: dict[str, int], total: int) -> bool:
+        return all(weights[name] + self._workspace[name] <= total for name in self._models)
+
+    def _weight_bytes(self, precision: Precision) -> dict[str, int]:
+        """Bytes of each model's weights; strict, as `survey` is."""
+        sizes = {}
         for component, tensors in self._tensors.items():
             models = {name: rest for name, (owner, *rest) in self._models.items() if owner == component}
-            self._bytes |= dict(zip(models, survey(list(models.values()), tensors, precision)))
-        self._resident = {}  # the one used last comes last
+            sizes |= dict(zip(models, survey(list(models.values()), tensors, precision)))
+        return sizes
+
+    def workspaces(self, size: EditSize) -> dict[str, int]:
+        """Bytes of DRAM beside a model's weights, at most: its activations, and what the edit keeps meanwhile.
+
+        Bounds found with TT-NN's allocator; tests hold them against it.
+        """
+        width = self.transformer_config.inner_dim
+        channels = self.vae_config.block_out_channels[:2]
+        return {
+            "clip": LASTING,
+            "t5": LASTING + 16 * self.t5_config.num_heads * size.text_tokens**2,
+            "vae encoder": LASTING + 8 * size.pixels * channels[0],
+            "modulation": LASTING,
+            "transformer": LASTING + 32 * (size.text_tokens + size.image_tokens) * width,
+            "vae decoder": LASTING + 9 * size.pixels * max(channels),
+        }
 
     def __getitem__(self, name: str):
         """A model with its weights on the device. Whoever asked for it drops it before asking for another."""
         model = self._resident.pop(name, None)
+        self._make_room(self._workspace[name] + (0 if model else self._bytes[name]))
         if model is None:
-            self._make_room(self._bytes[name])
             component, model_class, config = self._models[name]
             weights = Weights(self._tensors[component], self.precision, self.device)
             model = model_class(config, weights)
@@ -74,5 +160,5 @@ class Models:
 
     def _make_room(self, needed: int) -> None:
         """Edits need the models in turn, so the one used last is the one needed last: it goes first."""
-        while self._resident and dram_bytes(self.device)[0] < needed + WORKSPACE:
+        while self._resident and dram_bytes(self.device)[0] < needed:
             self._resident.popitem()

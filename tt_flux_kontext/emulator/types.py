@@ -185,11 +185,15 @@ class SDPAProgramConfig:
 
 @dataclass(kw_only=True)
 class Conv2dConfig:
-    """What a convolution may choose. The fields after ``activation`` steer L1 use and change no result here."""
+    """What a convolution may choose. The fields after ``activation`` change no result here.
+
+    TT-NN heeds ``output_layout`` only for maps too large for L1, which it cuts into slices; here none is.
+    """
 
     weights_dtype: DataType | None = None
     activation: UnaryWithParam | None = None
     deallocate_activation: bool = False
+    output_layout: Layout = Layout.TILE
     config_tensors_in_dram: bool = False
     act_block_h_override: int = 0
     enable_act_double_buffer: bool = False

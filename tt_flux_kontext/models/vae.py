@@ -92,8 +92,11 @@ class Conv2d:
     def __call__(self, x: FeatureMap) -> FeatureMap:
         if self.prepared_for != (x.height, x.width):
             self.weight, self.bias = self.host_weight, self.host_bias
+        # Rows of positions that fill no tiles: TT-NN would cut them out of tiles with index tables as large as the map,
+        # and keep those. From row-major order it need not.
+        row_major = x.width % ttnn.TILE_SIZE != 0
         values, (height, width), (self.weight, self.bias) = ttnn.conv2d(
-            input_tensor=x.values,
+            input_tensor=ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT) if row_major else x.values,
             weight_tensor=self.weight,
             bias_tensor=self.bias,
             device=self.device,
@@ -101,13 +104,18 @@ class Conv2d:
             input_height=x.height,
             input_width=x.width,
             dtype=ttnn.bfloat16,
+            conv_config=ttnn.Conv2dConfig(
+                output_layout=ttnn.ROW_MAJOR_LAYOUT if row_major else ttnn.TILE_LAYOUT,
+                # Tables of where windows lie are kept for every size met; L1's reserve for them is full after two.
+                config_tensors_in_dram=True,
+            ),
             compute_config=self.compute_config,
             return_output_dim=True,
             return_weights_and_bias=True,
             **self.geometry,
         )
         self.prepared_for = (x.height, x.width)
-        return FeatureMap(values, height, width)
+        return FeatureMap(ttnn.to_layout(values, ttnn.TILE_LAYOUT) if row_major else values, height, width)
 
 
 class GroupNorm:
@@ -119,7 +127,7 @@ class GroupNorm:
         self.weight = weights.torch(f"{name}.weight", (channels,))
         self.bias = weights.torch(f"{name}.bias", (channels,))
         self.device = weights.device
-        self.compute_config = weights.compute_config
+        self.norm_config = weights.norm_config
         self.prepared_for = None
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
@@ -149,7 +157,7 @@ class GroupNorm:
             inplace=False,
             output_layout=ttnn.TILE_LAYOUT,
             num_out_blocks=-1,
-            compute_kernel_config=self.compute_config,
+            compute_kernel_config=self.norm_config,
         )
         return x._replace(values=values)
 

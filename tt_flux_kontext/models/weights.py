@@ -1,5 +1,6 @@
 """The way to the device: of a parameter from a checkpoint, and of what belongs to one edit."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -88,14 +89,16 @@ class Weights:
 
     def torch(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
         """A tensor as it is in the file, for a function of TT-NN that takes torch tensors."""
-        self._note(name, shape, "bfloat16")
+        self._note(name, shape, 2 * math.prod(shape))
         return _on_host(self.tensors.read(self.prefix + name)).float() if self.device else None
 
     def _place(
         self, names: Sequence[str], shape: tuple[int, ...], build: Callable, dtype: str, *, tiled=True, on_device=True
     ):
+        rows, columns = (1, *shape)[-2:]
+        tiles = math.ceil(rows / 32) * math.ceil(columns / 32)
         for name in names:
-            self._note(name, shape, dtype)
+            self._note(name, shape, tiles * _TILE_BYTES[dtype] if tiled else 2 * math.prod(shape))
         if not self.device:
             return None
         value = build(*(self.tensors.read(self.prefix + name) for name in names)).contiguous()
@@ -106,7 +109,8 @@ class Weights:
             _on_host(value), dtype=getattr(ttnn, dtype), layout=layout, device=self.device if on_device else None
         )
 
-    def _note(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    def _note(self, name: str, shape: tuple[int, ...], size: int) -> None:
+        """Checks a tensor of the files against the shape asked for, and counts its bytes on the device."""
         key = self.prefix + name
         entry = self.tensors.entries.get(key)
         problem = None
@@ -119,11 +123,7 @@ class Weights:
         if problem:
             self.ledger.problems.append(problem)
         self.ledger.used.add(key)
-        rows, columns = (1, *shape)[-2:]
-        outer = 1
-        for size in shape[:-2]:
-            outer *= size
-        self.ledger.bytes += outer * -(-rows // 32) * -(-columns // 32) * _TILE_BYTES[dtype]
+        self.ledger.bytes += size
 
 
 def _on_host(value: torch.Tensor) -> torch.Tensor:

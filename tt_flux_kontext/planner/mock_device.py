@@ -9,6 +9,8 @@ import faulthandler
 import importlib.util
 import json
 import os
+import re
+import signal
 import struct
 import subprocess
 import sys
@@ -18,14 +20,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tt_flux_kontext.backend import VARIABLE, watch
+from tt_flux_kontext.planner import systems
 
-SYSTEMS = ("n150", "p100", "p150")
 CALL_FILE = "TT_FLUX_KONTEXT_CALL_FILE"  # environment variable of the child process: where it names its last call
 TAIL = 12  # lines of the library's words that an error repeats
+_NOISE = re.compile(r"\s*\d+\. |Extension modules:")  # C++ stacks, Python's list of loaded libraries
 
 
 class MockError(RuntimeError):
-    """TT-NN refused a call on the mock device, or its process died. The message has the call and TT-NN's words."""
+    """TT-NN refused a call on the mock device, or its process failed or died.
+
+    The message has the call, how the process died if it did, and TT-NN's words or the trace.
+    """
 
 
 def available() -> bool:
@@ -37,7 +43,7 @@ def run(system: str, module: str, request: object) -> Iterator[dict]:
     """Runs `python -m module` against a mock of the system; yields the JSON objects that it prints, as they come.
 
     Args:
-        system: one of SYSTEMS.
+        system: a name in `systems.SYSTEMS`.
         module: whose main calls `answer`.
         request: what it gets, as JSON.
 
@@ -46,74 +52,89 @@ def run(system: str, module: str, request: object) -> Iterator[dict]:
         RuntimeError: this Python has no TT-NN.
         MockError: the module failed or crashed.
     """
-    with tempfile.TemporaryDirectory(prefix="tt-flux-kontext-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tt-flux-kontext-", ignore_cleanup_errors=True) as folder:
         call, errors = Path(folder) / "call", Path(folder) / "errors"
-        variables = environment(system, Path(folder)) | {VARIABLE: "silicon", CALL_FILE: str(call)}
+        variables = environment(system, Path(folder)) | {
+            VARIABLE: "silicon",
+            CALL_FILE: str(call),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the module is there from any working directory
+        }
         command = [sys.executable, "-m", module, json.dumps(request)]
         with errors.open("w") as stderr:
             process = subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, stderr=stderr)
-            try:
-                for line in process.stdout:
-                    if line.startswith(b"{"):  # TT-NN may print too
-                        yield json.loads(line)
-            except GeneratorExit:  # nobody wants the rest
-                process.kill()
-                raise
-            finally:
-                process.wait()
+            with process.stdout:
+                try:
+                    for line in process.stdout:
+                        if line.startswith(b"{"):  # TT-NN may print too
+                            yield json.loads(line)
+                except BaseException:  # Ctrl-C, or nobody wants the rest
+                    process.kill()
+                    raise
+                finally:
+                    process.wait()
         if process.returncode:
-            last = call.read_text().strip() or "none"
-            raise MockError(f"{system}, in the call {last}:\n{_words(errors.read_text())}")
+            last = call.read_text().strip() if call.exists() else "before any call"
+            raise MockError(f"{system}, {last}: {_failure(process.returncode, errors.read_text())}")
 
 
 @contextmanager
 def answer() -> Iterator[object]:
     """For the child process: gives the request. Calls of TT-NN are noted, so that a failure can be traced to one."""
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     with open(os.environ[CALL_FILE], "wb", buffering=0) as file:
         failed = False
 
+        def write(words):
+            os.pwrite(file.fileno(), words.ljust(80).encode(), 0)
+
         def note(name, function, *args, **kwargs):
             nonlocal failed
-            if not failed:  # what is called while an error goes up is not what failed
-                os.pwrite(file.fileno(), f"ttnn.{name}".ljust(80).encode(), 0)
-            try:
+            if failed:  # what is called while an error goes up is not what failed
                 return function(*args, **kwargs)
+            write(f"in the call ttnn.{name}")
+            try:
+                result = function(*args, **kwargs)
             except Exception:
                 failed = True
                 raise
+            write(f"after the call ttnn.{name}")
+            return result
 
+        write("before any call")
         with watch(note):
             yield json.loads(sys.argv[1])
 
 
-def _words(stderr: str) -> str:
-    """What TT-NN said, or else the end of the trace."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    fatal = [i for i, line in enumerate(lines) if "TT_FATAL" in line]
-    return "\n".join(lines[fatal[0] :][:TAIL] if fatal else lines[-TAIL:])
+def _failure(status: int, stderr: str) -> str:
+    """How the process died, and what TT-NN said or else the trace."""
+    lines = [line for line in stderr.splitlines() if line.strip() and not _NOISE.match(line)]
+    words = next((lines[i:][:TAIL] for i, line in enumerate(lines) if "TT_FATAL" in line), lines[-TAIL:])
+    if status < 0:  # of a crash, faulthandler's trace begins with the call
+        trace = [i for i, line in enumerate(lines) if line.startswith("Fatal Python error")]
+        words = [f"died of {signal.Signals(-status).name}", *(lines[trace[-1] :][:TAIL] if trace else words)]
+    return "\n".join(words)
 
 
 def environment(system: str, folder: Path) -> dict[str, str]:
     """Variables for a child process in which `import ttnn` meets a mock of the system.
 
     Args:
-        system: one of SYSTEMS.
+        system: a name in `systems.SYSTEMS`.
         folder: an existing one, for TT-NN's files; several systems can share it.
 
     Raises:
         ValueError: unknown system.
         RuntimeError: this Python has no TT-NN.
     """
-    if system not in SYSTEMS:
-        raise ValueError(f"Unknown system '{system}': it is one of {', '.join(SYSTEMS)}.")
+    if system not in systems.SYSTEMS:
+        raise ValueError(f"Unknown system '{system}': it is one of {', '.join(systems.SYSTEMS)}.")
     if not available():
         raise RuntimeError("The mock device needs the ttnn wheel: CPython 3.10 or 3.12 on Linux x86-64.")
     root = folder / "root"
     if not root.exists():
         _write_runtime_root(Path(importlib.util.find_spec("ttnn").origin).parent, root)
     cluster = folder / f"{system}.yaml"
-    cluster.write_text(json.dumps(_cluster(system)))  # JSON is YAML
+    cluster.write_text(json.dumps(systems.cluster_description(systems.SYSTEMS[system])))  # JSON is YAML
     return {
         "TT_METAL_MOCK_CLUSTER_DESC_PATH": str(cluster),
         "TT_METAL_RUNTIME_ROOT": str(root),
@@ -122,54 +143,42 @@ def environment(system: str, folder: Path) -> dict[str, str]:
         "TT_METAL_DISABLE_BACKTRACE": "1",
         "TT_LOGGER_LEVEL": "off",
         "LOGURU_LEVEL": "ERROR",
-        # No segments in shared memory: nothing outside the folder.
+        # Nothing outside the folder: no sessions of Open MPI in /tmp, no segments in shared memory.
+        "TMPDIR": str(folder),
         "OMPI_MCA_btl": "self",
         "TT_METAL_SHM_TRACKING_DISABLED": "1",
     }
 
 
-def _cluster(system: str) -> dict:
-    """One chip, as UMD describes it. Masks say which rows, DRAM banks and links are switched off on that card."""
-    wormhole = system == "n150"
-    harvesting = {
-        "noc_translation": True,
-        "harvest_mask": 64 if wormhole else 192,
-        "dram_harvesting_mask": 8 if system == "p100" else 0,
-        "eth_harvesting_mask": {"n150": 0, "p100": 16383, "p150": 288}[system],
-        "pcie_harvesting_mask": 0 if wormhole else 2,
-    }
-    if not wormhole:
-        harvesting["l2cpu_harvesting_mask"] = 0
-    board_id = {"n150": 72059269368820857, "p100": 4613626507328, "p150": 4402341478400}[system]
-    description = {
-        "arch": {0: "wormhole_b0" if wormhole else "blackhole"},
-        "chips": {0: [0, 0, 0, 0]} if wormhole else {},
-        "ethernet_connections": [],
-        "ethernet_connections_to_remote_devices": [],
-        "chips_with_mmio": [{0: 0}],
-        "harvesting": {0: harvesting},
-        "boards": [[{"board_id": board_id}, {"board_type": system}, {"chips": [0]}]],
-    }
-    if not wormhole:
-        description |= {
-            "chip_unique_ids": {0: 4476187513037},
-            "chip_to_bus_id": {0: "0x01"},
-            "asic_locations": {0: 0},
-            "io_device_type": "PCIe",
-        }
-    return description
-
-
 def _write_runtime_root(wheel: Path, root: Path) -> None:
     compiler = root / "runtime/sfpi/compiler/bin/riscv-tt-elf-g++"
-    compiler.parent.mkdir(parents=True)
+    grids = root / "tt_metal/core_descriptors"
+    for folder in (compiler.parent, grids):
+        folder.mkdir(parents=True)
     (root / "ttnn").symlink_to(wheel / "ttnn")
-    (root / "tt_metal").symlink_to(wheel / "tt_metal")
     (root / "runtime/hw").symlink_to(wheel / "runtime/hw")
+    for original in (wheel / "tt_metal").iterdir():
+        if original.name != grids.name:
+            (root / "tt_metal" / original.name).symlink_to(original)
+    for original in (wheel / "tt_metal/core_descriptors").iterdir():
+        (grids / original.name).symlink_to(original)
+    _correct_grid(grids / "wormhole_b0_80_arch.yaml")
     program = root / "runtime/return.elf"
     program.write_bytes(_program())
     compiler.write_text(_COMPILER.format(program=program))
     compiler.chmod(0o755)
+
+
+def _correct_grid(link: Path) -> None:
+    """Replaces the link to a table of grids by a copy in which N300 cards have 8x8 cores.
+
+    They do as long as Ethernet cores dispatch, and TT-NN opens them so. But some of its operations are checked against
+    this table, for dispatch from the last row of Tensix cores, and would be refused for their use of that row.
+    """
+    table = link.read_text()
+    before, card, grid = table.partition("nebula_x2:")
+    link.unlink()
+    link.write_text(before + card + grid.replace("end: [7, 6]", "end: [7, 7]"))
 
 
 # Answers for its version, writes the dependency file asked for, and makes every linked program the same one.

@@ -1,9 +1,10 @@
-"""Runs one edit with the full-size models on the mock device, and writes what each phase took, a line of JSON each.
+"""Runs edits with the full-size models on the mock device, and writes what each phase took, a line of JSON each.
 
 Started by `plan.py` in a process of its own, with the environment of `mock_device.py`.
 """
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import torch
@@ -14,43 +15,76 @@ from tt_flux_kontext.edit import Edit, Editor, Phase
 from tt_flux_kontext.inputs import Text
 from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
 from tt_flux_kontext.planner.mock_device import answer
+from tt_flux_kontext.planner.operations import operations, peaks
+from tt_flux_kontext.planner.roofline import seconds
 from tt_flux_kontext.precision import PRECISIONS
-from tt_flux_kontext.residency import Models
+from tt_flux_kontext.residency import DoesNotFit, Models
 
 CLIP_TOKENS = 77
 
 
 def main() -> None:
+    warnings.filterwarnings("ignore")  # of torch, about meta tensors
     with answer() as request, open_device("silicon") as device:
-        models = Models(ShapeCheckpoint(), device, PRECISIONS[request["precision"]])
-        editor = Editor(models, _tokenizer(CLIP_TOKENS), _tokenizer(request["text_tokens"]))
-        phases = editor.run(_edit(models, request))
-        while True:
-            free, total = dram_bytes(device)
-            ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
+        for edit in request["edits"]:
+            _plan(request["system"], device, **edit)
+
+
+def _plan(system: str, device, precision: str | None, text_tokens: int, **edit) -> None:
+    checkpoint = ShapeCheckpoint()
+    models = Models(checkpoint, device, PRECISIONS[precision or next(iter(PRECISIONS))])
+    editor = Editor(models, _tokenizer(CLIP_TOKENS), _tokenizer(text_tokens))
+    job = _edit(models, text_tokens=text_tokens, **edit)
+    if precision is None:
+        precision = models.fitting_precision(editor.size(job)) or models.precision.name
+        models = editor.models = Models(checkpoint, device, PRECISIONS[precision])
+    size = editor.size(job)
+    _write(precision=precision, best=models.fitting_precision(size), workspaces=models.workspaces(size))
+    phases = editor.run(job)
+    while True:
+        free, total = dram_bytes(device)
+        ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
+        try:
             event = next(phases)
-            peak, ops = _replay(ttnn.graph.end_graph_capture())
-            if not isinstance(event, Phase):
-                return
-            line = {"name": event.name, "peak": total - free + peak, "free": free - peak, "ops": ops}
-            print(json.dumps(line), flush=True)
+        except DoesNotFit as error:
+            _write(refused=str(error))
+            return
+        finally:
+            capture = ttnn.graph.end_graph_capture()
+        if not isinstance(event, Phase):
+            return
+        done, peak = operations(capture), peaks(capture)
+        _write(
+            name=event.name,
+            weights=models.bytes_on_device,
+            peak=total - free + peak.dram,
+            free=free - peak.dram,
+            l1=peak.l1,
+            ops=len(done),
+            flop=sum(operation.flop for operation in done),
+            traffic=sum(operation.dram_bytes for operation in done),
+            seconds=seconds(done, system),
+        )
 
 
-def _edit(models: Models, request: dict) -> Edit:
-    height, width = request["size"]
-    image = torch.zeros(1, 3, *request["reference"]) if request["reference"] else None
+def _write(**line) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _edit(models: Models, size: tuple, reference: tuple | None, images: int, text_tokens: int) -> Edit:
+    height, width = size
     tokens = (height // 16) * (width // 16)
     return Edit(
         text=Text(clip=[""], t5=[""]),
         negative=None,
-        image=image,
-        latents=torch.zeros(request["images"], tokens, models.transformer_config.in_channels),
+        image=torch.zeros(1, 3, *reference) if reference else None,
+        latents=torch.zeros(images, tokens, models.transformer_config.in_channels),
         size=(height, width),
         sigmas=[1.0, 0.5, 0.0],  # the second step meets what the first one left
         guidance=2.5,
         true_cfg_scale=1.0,
-        images_per_prompt=request["images"],
-        max_sequence_length=request["text_tokens"],
+        images_per_prompt=images,
+        max_sequence_length=text_tokens,
         callback=None,
         callback_tensors=(),
     )
@@ -64,19 +98,6 @@ def _tokenizer(length: int):
 
     tokenize.model_max_length = length
     return tokenize
-
-
-def _replay(nodes: list[dict]) -> tuple[int, int]:
-    """The most DRAM in use above that at the start, in bytes, and the number of device operations, of a capture."""
-    used = peak = ops = 0
-    for node in nodes:
-        parameters = node.get("params") or {}
-        if node["node_type"] == "function_start" and "DeviceOperation" in parameters.get("name", ""):
-            ops += 1
-        if parameters.get("type") == "DRAM" and node["node_type"] in ("buffer_allocate", "buffer_deallocate"):
-            used += int(parameters["size"]) * (1 if node["node_type"] == "buffer_allocate" else -1)
-            peak = max(peak, used)
-    return peak, ops
 
 
 if __name__ == "__main__":
