@@ -1,12 +1,19 @@
-"""FLUX.1 Kontext [dev] without its weights: the configs of its models, and tensors that have shapes alone."""
+"""FLUX.1 Kontext [dev] without its weights: configs of its models, tensors that have shapes alone, edits of no meaning."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from tt_flux_kontext.checkpoint import Entry
+from tt_flux_kontext.edit import Edit, Editor
+from tt_flux_kontext.inputs import Text
+from tt_flux_kontext.precision import PRECISIONS
+from tt_flux_kontext.residency import Models
+
+CLIP_TOKENS = 77
 
 CONFIGS = {
     "text_encoder": {
@@ -72,3 +79,37 @@ class ShapeTensors:
 
     def read(self, key: str) -> torch.Tensor:
         return self.meta[key]
+
+
+def full_size_editor(device, precision: str) -> Editor:
+    """The full-size models on a device. Their weights take their place there, with whatever values it had."""
+    return Editor(Models(ShapeCheckpoint(), device, PRECISIONS[precision]), _tokenize, _tokenize)
+
+
+def full_size_edit(
+    size: tuple[int, int], reference: tuple[int, int] | None, images: int, text_tokens: int, steps: int = 2
+) -> Edit:
+    """An edit of a black picture; `size` and `reference` are (height, width) in pixels."""
+    height, width = size
+    return Edit(
+        text=Text(clip=[""], t5=[""]),
+        negative=None,
+        image=torch.zeros(1, 3, *reference) if reference else None,
+        latents=torch.zeros(images, (height // 16) * (width // 16), 64),
+        size=(height, width),
+        sigmas=[1 - i / steps for i in range(steps + 1)],
+        guidance=2.5,
+        true_cfg_scale=1.0,
+        images_per_prompt=images,
+        max_sequence_length=text_tokens,
+        callback=None,
+        callback_tensors=(),
+    )
+
+
+def _tokenize(prompts: list[str], max_length: int = 1, **_) -> SimpleNamespace:
+    """Stands in for both tokenizers: as many tokens as there can be."""
+    return SimpleNamespace(input_ids=torch.zeros(len(prompts), max_length, dtype=torch.int64))
+
+
+_tokenize.model_max_length = CLIP_TOKENS

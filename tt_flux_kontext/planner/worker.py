@@ -5,22 +5,16 @@ Started by `plan.py` in a process of its own, with the environment of `mock_devi
 
 import json
 import warnings
-from types import SimpleNamespace
-
-import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.device import dram_bytes, open_device
-from tt_flux_kontext.edit import Edit, Editor, Phase
-from tt_flux_kontext.inputs import Text
-from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
+from tt_flux_kontext.edit import Phase
+from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import answer
 from tt_flux_kontext.planner.operations import operations, peaks
 from tt_flux_kontext.planner.roofline import seconds
 from tt_flux_kontext.precision import PRECISIONS
-from tt_flux_kontext.residency import DoesNotFit, Models
-
-CLIP_TOKENS = 77
+from tt_flux_kontext.residency import DoesNotFit
 
 
 def main() -> None:
@@ -30,17 +24,16 @@ def main() -> None:
             _plan(request["system"], device, **edit)
 
 
-def _plan(system: str, device, precision: str | None, text_tokens: int, **edit) -> None:
-    checkpoint = ShapeCheckpoint()
-    models = Models(checkpoint, device, PRECISIONS[precision or next(iter(PRECISIONS))])
-    editor = Editor(models, _tokenizer(CLIP_TOKENS), _tokenizer(text_tokens))
-    job = _edit(models, text_tokens=text_tokens, **edit)
+def _plan(system: str, device, precision: str | None, **shape) -> None:
+    editor = full_size_editor(device, precision or next(iter(PRECISIONS)))
+    edit = full_size_edit(**shape)
     if precision is None:
-        precision = models.fitting_precision(editor.size(job)) or models.precision.name
-        models = editor.models = Models(checkpoint, device, PRECISIONS[precision])
-    size = editor.size(job)
+        precision = editor.models.fitting_precision(editor.size(edit)) or editor.models.precision.name
+        editor = full_size_editor(device, precision)
+    models = editor.models
+    size = editor.size(edit)
     _write(precision=precision, best=models.fitting_precision(size), workspaces=models.workspaces(size))
-    phases = editor.run(job)
+    phases = editor.run(edit)
     while True:
         free, total = dram_bytes(device)
         ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
@@ -69,35 +62,6 @@ def _plan(system: str, device, precision: str | None, text_tokens: int, **edit) 
 
 def _write(**line) -> None:
     print(json.dumps(line), flush=True)
-
-
-def _edit(models: Models, size: tuple, reference: tuple | None, images: int, text_tokens: int) -> Edit:
-    height, width = size
-    tokens = (height // 16) * (width // 16)
-    return Edit(
-        text=Text(clip=[""], t5=[""]),
-        negative=None,
-        image=torch.zeros(1, 3, *reference) if reference else None,
-        latents=torch.zeros(images, tokens, models.transformer_config.in_channels),
-        size=(height, width),
-        sigmas=[1.0, 0.5, 0.0],  # the second step meets what the first one left
-        guidance=2.5,
-        true_cfg_scale=1.0,
-        images_per_prompt=images,
-        max_sequence_length=text_tokens,
-        callback=None,
-        callback_tensors=(),
-    )
-
-
-def _tokenizer(length: int):
-    """As many tokens as there can be, of no meaning."""
-
-    def tokenize(prompts: list[str], **_) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=torch.zeros(len(prompts), length, dtype=torch.int64))
-
-    tokenize.model_max_length = length
-    return tokenize
 
 
 if __name__ == "__main__":

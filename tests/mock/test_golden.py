@@ -1,0 +1,63 @@
+"""The emulator's values agree with TT-NN's golden functions, wherever TT-NN has one."""
+
+import pytest
+
+from tt_flux_kontext.planner.mock_device import run
+
+EXACT = 0.0
+TIES = 1e-4  # the chip rounds ties to bfloat16 away from zero, torch to even
+ROUNDING = 2e-3  # one rounding to bfloat16
+ATTENTION = 5e-3  # scores and probabilities are rounded to bfloat16 on the way
+
+# Largest relative RMSE.
+BOUNDS = {
+    "add": ROUNDING,
+    "subtract": ROUNDING,
+    "multiply": ROUNDING,
+    "mul": ROUNDING,
+    "addcmul": ROUNDING,
+    "silu": ROUNDING,
+    "sigmoid": ROUNDING,
+    "tanh": ROUNDING,
+    "gelu": ROUNDING,
+    "relu": EXACT,
+    "linear": ROUNDING,
+    "matmul": ROUNDING,
+    "layer_norm": ROUNDING,
+    "rms_norm": ROUNDING,
+    "group_norm": ROUNDING,
+    "softmax": ROUNDING,
+    "transformer.scaled_dot_product_attention": ATTENTION,
+    "transformer.joint_scaled_dot_product_attention": ATTENTION,
+    "conv2d": ROUNDING,
+    "upsample": EXACT,
+    "reshape": EXACT,
+    "permute": EXACT,
+    "embedding": EXACT,
+    "concat": EXACT,
+    "slice": EXACT,
+    "pad": EXACT,
+    "from_torch": EXACT,
+    "typecast": TIES,
+    "to_torch": EXACT,
+    "to_layout": EXACT,
+    "from_device": EXACT,
+    "to_device": EXACT,
+    "zeros": EXACT,
+}
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[dict]:
+    return list(run("n150", "tests.mock.golden", None))
+
+
+def test_all_golden_functions_are_compared_with(answers):
+    names, *comparisons = answers
+    assert set(names["with golden"]) == BOUNDS.keys() == {comparison["op"] for comparison in comparisons}
+
+
+@pytest.mark.parametrize("op", BOUNDS)
+def test_agrees(answers, op):
+    errors = [answer["error"] for answer in answers[1:] if answer["op"] == op]
+    assert errors and [error for error in errors if not error <= BOUNDS[op]] == []
