@@ -1,0 +1,88 @@
+"""Replays recorded calls of the emulator on real TT-NN; run by test_conformance.py on the mock device."""
+
+import dataclasses
+import enum
+import json
+import pickle
+from pathlib import Path
+
+import torch
+
+from tests.mock.recording import Activation, Call, DeviceMark, TensorForm, TorchForm
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.device import open_device
+from tt_flux_kontext.planner.mock_device import answer
+
+
+def main() -> None:
+    with answer() as request, open_device("silicon") as device:
+        calls = pickle.loads(Path(request["calls"]).read_bytes())
+        for index, call in enumerate(calls):
+            try:
+                difference = _difference(call, device)
+            except (RuntimeError, TypeError) as error:
+                difference = f"refused: {str(error)[:400]}"
+            print(json.dumps({"call": index, "difference": difference}), flush=True)
+
+
+def _difference(call: Call, device) -> str:
+    """Where TT-NN's result is unlike the emulator's, or ""."""
+    function = ttnn
+    for part in call.name.split("."):
+        function = getattr(function, part)
+    result = function(
+        *(_real(item, device) for item in call.args),
+        **{key: _real(item, device) for key, item in call.kwargs.items()},
+    )
+    theirs, ours = _comparable(result), _comparable(call.result)
+    if call.name == "conv2d":  # how prepared weights are padded is TT-NN's own affair: it follows its blocking
+        for out in (theirs, ours):
+            out[2] = [dataclasses.replace(parameter, padded_shape=()) for parameter in out[2]]
+    return "" if theirs == ours else f"TT-NN gives {theirs}, the emulator {ours}"
+
+
+def _real(value, device):
+    """TT-NN's counterpart of what the emulator was given."""
+    if isinstance(value, TensorForm):
+        kind = {"dtype": getattr(ttnn.DataType, value.dtype), "layout": getattr(ttnn.Layout, value.layout)}
+        if not value.on_device:
+            return ttnn.from_torch(torch.zeros(value.shape), **kind)
+        memory = ttnn.MemoryConfig(
+            getattr(ttnn.TensorMemoryLayout, value.memory_layout), getattr(ttnn.BufferType, value.buffer_type)
+        )
+        return ttnn.empty(list(value.shape), **kind, device=device, memory_config=memory)
+    if isinstance(value, TorchForm):
+        return torch.zeros(value.shape, dtype=value.dtype)
+    if isinstance(value, DeviceMark):
+        return device
+    if isinstance(value, Activation):
+        return ttnn.UnaryWithParam(getattr(ttnn.UnaryOpType, value.name), *value.params)
+    if isinstance(value, enum.Enum):
+        return getattr(getattr(ttnn, type(value).__name__), value.name)
+    if dataclasses.is_dataclass(value):
+        fields = {
+            field.name: _real(getattr(value, field.name), device)
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != field.default
+        }
+        return getattr(ttnn, type(value).__name__)(**fields)
+    if hasattr(value, "_fields"):  # CoreCoord
+        return getattr(ttnn, type(value).__name__)(*value)
+    if type(value) in (list, tuple):
+        return type(value)(_real(item, device) for item in value)
+    return value
+
+
+def _comparable(result):
+    """Results of both sides in one form."""
+    if isinstance(result, ttnn.Tensor):
+        return TensorForm.of(result)
+    if isinstance(result, torch.Tensor):
+        return TorchForm(tuple(result.shape), result.dtype)
+    if isinstance(result, (list, tuple)):
+        return [_comparable(item) for item in result]
+    return result
+
+
+if __name__ == "__main__":
+    main()

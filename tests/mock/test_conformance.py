@@ -1,0 +1,82 @@
+"""Every distinct call that emulated runs of all models make, asked of real TT-NN: is its tensor of the same form?"""
+
+import pickle
+
+import pytest
+import torch
+
+from reference.make_checkpoint import make_checkpoint
+from reference.torch_models import models, weights
+from tests.mock.recording import Recorder
+from tests.pcc.test_pipeline import picture
+from tt_flux_kontext import FluxKontextPipeline
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.models.clip import CLIPTextEncoder
+from tt_flux_kontext.models.modulation import Modulation
+from tt_flux_kontext.models.t5 import T5Encoder
+from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
+from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
+from tt_flux_kontext.models.weights import upload
+from tt_flux_kontext.planner.mock_device import run
+from tt_flux_kontext.resolution import image_ids
+
+LEAST = 300  # distinct calls: fewer would mean that the recorder misses some
+
+
+@pytest.fixture
+def calls(mesh_device, tiny_checkpoint, tmp_path):
+    with Recorder() as recorder:
+        for size, precision in (("tiny", "bf16"), ("tiny", "bfp8"), ("odd", "bf16"), ("tiny_schnell", "bf16")):
+            folder = tiny_checkpoint if size == "tiny" else make_checkpoint(tmp_path / size, size=size)
+            edits(folder, precision, mesh_device)
+        real_widths(mesh_device)
+    return list(recorder.calls.values())
+
+
+def edits(checkpoint, precision: str, device) -> None:
+    pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=device, precision=precision)
+    pipe.set_progress_bar_config(disable=True)
+    common = {
+        "prompt": "make the circle red",
+        "num_inference_steps": 2,
+        "max_sequence_length": 45,
+        "max_area": 96 * 96,
+        "_auto_resize": False,
+        "output_type": "pt",
+    }
+    pipe(image=picture(96, 64), **common)
+    pipe(image=picture(96, 64), negative_prompt="blue", true_cfg_scale=2.0, height=64, width=64, **common)
+    pipe(height=96, width=96, **common)
+
+
+def real_widths(device) -> None:
+    """One double and one single block, one T5 layer, CLIP-L and the VAE, on little input."""
+    transformer, vae = (models("real")[name] for name in ("transformer", "vae"))
+    config, part = TransformerConfig.from_dict(dict(transformer.config)), weights(transformer, device)
+    pooled = CLIPTextEncoder(models("real")["text_encoder"].config, weights(models("real")["text_encoder"], device))(
+        torch.arange(77)
+    )
+    t5 = models("real")["text_encoder_2"]
+    context = T5Encoder(t5.config, weights(t5, device))(torch.arange(77))
+    table = Modulation(config, part)([1.0, 0.5], 2.5, pooled)
+    ids = torch.cat([image_ids(4, 4, 0), image_ids(4, 6, 1)])
+    reference = Encoder(VAEConfig.from_dict(dict(vae.config)), weights(vae, device))(torch.zeros(3, 64, 96))
+    model = Transformer(config, part)
+    noise = upload(torch.zeros(1, 1, 16, 64), device, ttnn.bfloat16)
+    velocity = model(noise, reference, context, model.positions(ids, 77), table.step(1))
+    Decoder(VAEConfig.from_dict(dict(vae.config)), weights(vae, device))(velocity, 64, 64)
+
+
+def test_real_ttnn_gives_tensors_of_the_same_form(calls, tmp_path, capsys):
+    file = tmp_path / "calls"
+    file.write_bytes(pickle.dumps(calls))
+    differences = {}
+    for line in run("n150", "tests.mock.replay", {"calls": str(file)}):
+        differences[line["call"]] = line["difference"]
+    unlike = [f"{calls[i]}: {difference}" for i, difference in differences.items() if difference]
+    agree = sum(not difference for difference in differences.values())
+    with capsys.disabled():
+        functions = len({call.name for call in calls})
+        print(f"\n{len(calls)} distinct calls of {functions} functions replayed on TT-NN's mock device, {agree} agree")
+    assert len(differences) == len(calls) >= LEAST
+    assert not unlike, "\n".join(unlike)
