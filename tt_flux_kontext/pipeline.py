@@ -16,9 +16,11 @@ from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.edit import Edit, Editor, Phase
 from tt_flux_kontext.inputs import Text, check_numbers, image_input, text_input
 from tt_flux_kontext.precision import BF16, PRECISIONS, Precision
-from tt_flux_kontext.residency import Models
+from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import output_size, pack_latents
 from tt_flux_kontext.schedule import sigma_schedule
+
+USUAL_EDIT = EditSize(text_tokens=512, image_tokens=2 * 64 * 64, pixels=1024 * 1024)
 
 
 class FluxKontextPipeline:
@@ -27,14 +29,19 @@ class FluxKontextPipeline:
     Args:
         checkpoint: in Hugging Face layout.
         device: an open TT-NN device (`open_device`).
-        precision: number formats and math fidelity.
+        precision: number formats and math fidelity; by default the most accurate that the device has the memory for,
+            with an edit of 1024 x 1024 pixels. The attribute of that name says which.
 
     Raises `CheckpointError` when a model's files don't fit its config, before anything reaches the device.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device, precision: Precision = BF16):
+    def __init__(self, checkpoint: Checkpoint, device, precision: Precision | None = None):
         folder = checkpoint.folder
-        models = Models(checkpoint, device, precision)
+        models = Models(checkpoint, device, precision or BF16)
+        if precision is None:
+            fitting = models.fitting_precision(USUAL_EDIT) or list(PRECISIONS)[-1]
+            models = Models(checkpoint, device, PRECISIONS[fitting])
+        self.precision = models.precision
         self.vae_config = models.vae_config
         self.transformer_config = models.transformer_config
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
@@ -47,11 +54,11 @@ class FluxKontextPipeline:
         self._progress_bar_config = {}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, device, precision: str = BF16.name) -> "FluxKontextPipeline":
+    def from_pretrained(cls, source: str | Path, *, device, precision: str | None = None) -> "FluxKontextPipeline":
         """From a local folder or a hub id. Weights are read when a phase first needs them."""
-        if precision not in PRECISIONS:
+        if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"Unknown precision '{precision}': it is one of {', '.join(PRECISIONS)}.")
-        return cls(Checkpoint(source), device, PRECISIONS[precision])
+        return cls(Checkpoint(source), device, PRECISIONS.get(precision))
 
     def set_progress_bar_config(self, **kwargs) -> None:
         """Of tqdm's bar over the denoising steps; `disable=True` hides it."""

@@ -72,7 +72,7 @@ class Models:
             "vae decoder": ("vae", Decoder, vae),
         }
         self._tensors = {component: checkpoint.tensors(component) for component, *_ in self._models.values()}
-        self._bytes = self._weight_bytes(precision)
+        self._bytes = self.weight_bytes(precision)
         self._workspace = dict.fromkeys(self._models, 0)
         self._resident = {}  # the one used last comes last
 
@@ -112,14 +112,14 @@ class Models:
         _, total = dram_bytes(self.device)
         self._workspace = self.workspaces(size)
         for name, precision in PRECISIONS.items():
-            if self._fits(self._weight_bytes(precision), total):
+            if self._fits(self.weight_bytes(precision), total):
                 return name
         return None
 
     def _fits(self, weights: dict[str, int], total: int) -> bool:
         return all(weights[name] + self._workspace[name] <= total for name in self._models)
 
-    def _weight_bytes(self, precision: Precision) -> dict[str, int]:
+    def weight_bytes(self, precision: Precision) -> dict[str, int]:
         """Bytes of each model's weights; strict, as `survey` is."""
         sizes = {}
         for component, tensors in self._tensors.items():

@@ -9,7 +9,9 @@ from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.weights import Weights, survey
+from tt_flux_kontext.pipeline import USUAL_EDIT
 from tt_flux_kontext.precision import BF16, BFP8
+from tt_flux_kontext.residency import DoesNotFit
 
 FAST = {"prompt": "a", "max_area": 64 * 64, "max_sequence_length": 32, "num_inference_steps": 2, "output_type": "pt"}
 
@@ -25,6 +27,11 @@ def run(checkpoint, device, **arguments):
     return pipe, pipe(generator=torch.Generator().manual_seed(0), **arguments, **FAST).images
 
 
+def leave_no_room(monkeypatch) -> None:
+    """Each model finds the device full."""
+    monkeypatch.setattr(residency, "dram_bytes", lambda device: (0, dram_bytes(device)[1]))
+
+
 def test_models_make_room_for_each_other(tiny_checkpoint, mesh_device, monkeypatch):
     """Where all fit all stay; else only the last one is there at the end. The result is the same."""
     pipe, kept = run(tiny_checkpoint, mesh_device)
@@ -33,15 +40,16 @@ def test_models_make_room_for_each_other(tiny_checkpoint, mesh_device, monkeypat
     assert in_use(mesh_device) == all_models
     del pipe
     assert in_use(mesh_device) == 0
-    monkeypatch.setattr(residency, "WORKSPACE", 10**12)
+    leave_no_room(monkeypatch)
     pipe, evicted = run(tiny_checkpoint, mesh_device)
     assert 0 < in_use(mesh_device) < 0.6 * all_models
     assert torch.equal(kept, evicted) and torch.equal(kept, again)
 
 
-@pytest.mark.parametrize("workspace", [residency.WORKSPACE, 10**12])
-def test_modulation_weights_are_gone_before_the_first_step(tiny_checkpoint, mesh_device, monkeypatch, workspace):
-    monkeypatch.setattr(residency, "WORKSPACE", workspace)
+@pytest.mark.parametrize("room", [True, False])
+def test_modulation_weights_are_gone_before_the_first_step(tiny_checkpoint, mesh_device, monkeypatch, room):
+    if not room:
+        leave_no_room(monkeypatch)
     alive = []
     build = Modulation.__init__
 
@@ -83,3 +91,27 @@ def test_bfp8_takes_less(tiny_checkpoint):
     config = TransformerConfig.from_dict(Checkpoint(tiny_checkpoint).config("transformer", "FluxTransformer2DModel"))
     models = [(Modulation, config), (Transformer, config)]
     assert sum(survey(models, tensors, BFP8)) < 0.8 * sum(survey(models, tensors, BF16))
+
+
+def test_precision_is_by_default_the_most_accurate_that_fits(tiny_checkpoint, mesh_device, monkeypatch):
+    assert FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device).precision is BF16
+    needed = [max(sizes(tiny_checkpoint, mesh_device, precision)) for precision in (BF16, BFP8)]
+    monkeypatch.setattr(residency, "dram_bytes", lambda device: (0, sum(needed) // 2))
+    assert FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device).precision is BFP8
+
+
+def sizes(checkpoint, device, precision) -> list[int]:
+    """Bytes of weights and activations of each model, in an edit of 1024 x 1024 pixels."""
+    models = residency.Models(Checkpoint(checkpoint), device, precision)
+    workspaces = models.workspaces(USUAL_EDIT)
+    return [models.weight_bytes(precision)[name] + workspaces[name] for name in workspaces]
+
+
+def test_an_edit_that_does_not_fit_is_refused_before_the_first_upload(tiny_checkpoint, mesh_device, monkeypatch):
+    pipe = FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device, precision="bf16")
+    with monkeypatch.context() as context:
+        context.setattr(residency, "dram_bytes", lambda device: (0, residency.LASTING + 1000))
+        with pytest.raises(DoesNotFit, match="DRAM in bf16:(?s:.)*transformer .* too much(?s:.)*It fits in no precision"):
+            pipe(**FAST)
+    assert in_use(mesh_device) == 0
+    pipe(**FAST)
