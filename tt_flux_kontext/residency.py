@@ -12,7 +12,6 @@ from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.precision import PRECISIONS, Precision
 
-
 # Bytes of DRAM that an edit keeps from phase to phase: context, modulation table, latents, TT-NN's tables of windows.
 LASTING = 200_000_000
 

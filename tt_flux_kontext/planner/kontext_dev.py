@@ -1,4 +1,4 @@
-"""FLUX.1 Kontext [dev] without its weights: configs of its models, tensors that have shapes alone, edits of no meaning."""
+"""FLUX.1 Kontext [dev] without its weights: configs, tensors that have shapes alone, and edits of no meaning."""
 
 from pathlib import Path
 from types import SimpleNamespace
