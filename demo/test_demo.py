@@ -17,6 +17,7 @@ from reference.make_checkpoint import make_checkpoint
 from reference.pipeline import load, quiet
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.checkpoint import CheckpointError
+from tt_flux_kontext.residency import DoesNotFit
 from tt_flux_kontext.resolution import output_size, reference_size
 
 TINY_AREA = 128 * 128  # pixels
@@ -45,11 +46,11 @@ def test_edit(mesh_device, options, weights, report, capfd):
 
     try:
         pipe = FluxKontextPipeline.from_pretrained(weights, device=mesh_device)
-    except CheckpointError as error:
+        with capfd.disabled():  # the bar is to be seen
+            print()
+            edited = pipe(generator=torch.Generator().manual_seed(options.seed), **arguments).images[0]
+    except (CheckpointError, DoesNotFit) as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
-    with capfd.disabled():  # the bar is to be seen
-        print()
-        edited = pipe(generator=torch.Generator().manual_seed(options.seed), **arguments).images[0]
 
     _save(edited, options.out)
     sheet = options.out.with_name(f"{options.out.stem}_before_after.png")

@@ -1,16 +1,20 @@
 """Did the edit work? The rule, and the rates of any pipeline on edits that training never saw.
 
-python -m reference.evaluate CHECKPOINT --count 500
+python -m reference.evaluate CHECKPOINT --count 500                              # diffusers in float32
+python -m reference.evaluate CHECKPOINT --count 500 --device emulated --precision bfp8
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
+
+from tt_flux_kontext import FluxKontextPipeline, open_device
 
 from .pipeline import load
 from .scenes import SIDE, Edit, changed_region, draw, held_out_edits
@@ -85,8 +89,8 @@ def report(edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def diffusers_editor(pipe, steps: int = 20, guidance: float = 2.5, seed: int = 0) -> EditPictures:
-    """A diffusers pipeline as a callable for `evaluate`; the same noise for the same place in a batch."""
+def editor(pipe, steps: int = 20, guidance: float = 2.5, seed: int = 0) -> EditPictures:
+    """A pipeline, ours or diffusers', as a callable for `evaluate`; the same noise for the same place in a batch."""
 
     def edit_pictures(pictures: Sequence[Image.Image], sentences: Sequence[str]) -> Sequence[Image.Image]:
         references = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
@@ -108,13 +112,27 @@ def diffusers_editor(pipe, steps: int = 20, guidance: float = 2.5, seed: int = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Success rates of a checkpoint by diffusers in float32.")
+    parser = argparse.ArgumentParser(description="Success rates of a checkpoint.")
     parser.add_argument("checkpoint")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", help="of tt_flux_kontext, such as emulated; without it diffusers runs in float32")
+    parser.add_argument("--precision", help="of tt_flux_kontext")
     arguments = parser.parse_args()
     edits = held_out_edits(arguments.count)
-    print(report(edits, evaluate(diffusers_editor(load(arguments.checkpoint), arguments.steps), edits)))
+    with _pipeline(arguments.checkpoint, arguments.device, arguments.precision) as pipe:
+        print(report(edits, evaluate(editor(pipe, arguments.steps), edits)))
+
+
+@contextmanager
+def _pipeline(checkpoint: str, device_name: str | None, precision: str | None):
+    if device_name is None:
+        yield load(checkpoint)
+        return
+    with open_device(device_name) as device:
+        pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=device, precision=precision)
+        pipe.set_progress_bar_config(disable=True)
+        yield pipe
 
 
 if __name__ == "__main__":
