@@ -1,4 +1,4 @@
-"""Named sizes of FLUX.1 Kontext, far smaller than the real one: keyword arguments of the four model configs."""
+"""Named sizes of FLUX.1 Kontext, smaller than the real one: keyword arguments of the four model configs."""
 
 from dataclasses import dataclass, replace
 

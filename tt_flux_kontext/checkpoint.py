@@ -13,6 +13,30 @@ from safetensors import SafetensorError, safe_open
 
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
 _DTYPES = ("F32", "BF16", "F16")
+_CONFIG_FILES = ["*.json"]
+_OTHER_FILES = ["*.txt", "*.model", "*/*.safetensors"]  # not the single-file weights at the top
+
+_PIPELINES = ("FluxKontextPipeline", "FluxPipeline")
+_WORKS = (
+    "What works: FLUX.1 Kontext [dev] (FluxKontextPipeline), and from text alone its relatives FLUX.1 [dev], [schnell] "
+    "and Krea [dev] (FluxPipeline)."
+)
+# What the classes of other families begin with, the longer of two first: their own names don't all say it.
+_FAMILIES = {
+    "FluxFill": "FLUX.1 Fill",
+    "FluxControlNet": "FLUX.1 with a ControlNet",
+    "FluxControl": "FLUX.1 Canny or Depth",
+    "FluxPriorRedux": "FLUX.1 Redux",
+    "Flux2": "FLUX.2",
+    "Chroma": "Chroma",
+    "StableDiffusionXL": "Stable Diffusion XL",
+    "StableDiffusion3": "Stable Diffusion 3",
+    "StableDiffusion": "Stable Diffusion",
+    "SD3": "Stable Diffusion 3",
+    "QwenImage": "Qwen-Image",
+}
+# Transformers that take more than the noise: a mask and a masked picture, or a map of edges or depth.
+_CHANNELS = {384: "FLUX.1 Fill", 128: "FLUX.1 Canny or Depth"}
 
 
 class CheckpointError(ValueError):
@@ -33,12 +57,18 @@ class Checkpoint:
     Args:
         source: folder, or hub id such as `black-forest-labs/FLUX.1-Kontext-dev`.
 
-    Raises `CheckpointError` when it is neither, when access to the repository is not granted, or when a component's
-    folder is missing.
+    Raises `CheckpointError` when it is neither, when access to the repository is not granted, when it is of another
+    family of models, or when a component's folder is missing.
     """
 
     def __init__(self, source: str | Path):
-        self.folder = Path(source) if Path(source).is_dir() else _download(str(source))
+        if Path(source).is_dir():
+            self.folder = Path(source)
+        else:
+            # Of another family only the configs are fetched, not the many GB of weights.
+            _refuse_other_families(_download(str(source), _CONFIG_FILES))
+            self.folder = _download(str(source), _CONFIG_FILES + _OTHER_FILES)
+        _refuse_other_families(self.folder)
         missing = [name for name in COMPONENTS if not (self.folder / name).is_dir()]
         if missing:
             raise CheckpointError(
@@ -152,9 +182,32 @@ def _read_json(path: Path) -> dict:
         raise CheckpointError(f"{path} can't be read as JSON: {error}.") from error
 
 
-def _download(repository: str) -> Path:
-    """Fetches a hub repository (or finds it in the local cache) and returns its folder."""
-    patterns = ["*.json", "*.txt", "*.model", "*/*.safetensors"]  # not the single-file weights at the top
+def _refuse_other_families(folder: Path) -> None:
+    """By the class of model_index.json, and by the transformer's class and channels; absent files say nothing."""
+    index, transformer = (
+        _read_json(path) if path.is_file() else {}
+        for path in (folder / "model_index.json", folder / "transformer" / "config.json")
+    )
+    channels = transformer.get("in_channels")
+    what = None
+    if index.get("_class_name", _PIPELINES[0]) not in _PIPELINES:
+        what = _named(index["_class_name"])
+    elif transformer.get("_class_name", "FluxTransformer2DModel") != "FluxTransformer2DModel":
+        what = _named(transformer["_class_name"])
+    elif channels in _CHANNELS:
+        what = f"{_CHANNELS[channels]} (its transformer's in_channels is {channels})"
+    if what:
+        raise CheckpointError(f"{folder} is a checkpoint of {what}, which this package does not run. {_WORKS}")
+
+
+def _named(class_name: str) -> str:
+    """A class, with its family where that is known."""
+    family = next((family for start, family in _FAMILIES.items() if class_name.startswith(start)), None)
+    return f"{family} ({class_name})" if family else class_name
+
+
+def _download(repository: str, patterns: list[str]) -> Path:
+    """Fetches files of a hub repository (or finds them in the local cache) and returns its folder."""
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except GatedRepoError as error:

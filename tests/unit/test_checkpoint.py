@@ -48,10 +48,77 @@ def test_no_weights(copy, mesh_device):
     refused(copy, mesh_device, "transformer has no safetensors file")
 
 
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 def test_config_of_another_class(copy, mesh_device):
-    path = copy / "transformer/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "SD3Transformer2DModel"}))
-    refused(copy, mesh_device, "is of SD3Transformer2DModel, not of FluxTransformer2DModel")
+    change(copy / "vae/config.json", _class_name="AutoencoderTiny")
+    refused(copy, mesh_device, "is of AutoencoderTiny, not of AutoencoderKL")
+
+
+class TestFamilies:
+    @pytest.mark.parametrize(
+        "class_name,what",
+        [
+            ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
+            ("StableDiffusionXLPipeline", "Stable Diffusion XL"),
+            ("StableDiffusionPipeline", "Stable Diffusion"),
+            ("QwenImageEditPipeline", "Qwen-Image"),
+            ("Flux2Pipeline", "FLUX.2"),
+            ("FluxFillPipeline", "FLUX.1 Fill"),
+            ("FluxControlPipeline", "FLUX.1 Canny or Depth"),
+            ("FluxPriorReduxPipeline", "FLUX.1 Redux"),
+            ("ChromaPipeline", "Chroma"),
+        ],
+    )
+    def test_other_pipelines_are_named(self, tmp_path, class_name, what):
+        """Before the folders that they lack, and with the families that work."""
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": class_name}))
+        with pytest.raises(CheckpointError) as error:
+            Checkpoint(tmp_path)
+        assert f"is a checkpoint of {what} ({class_name}), which" in str(error.value)
+        assert "FluxKontextPipeline" in str(error.value) and "FluxPipeline" in str(error.value)
+
+    def test_a_pipeline_without_a_known_family(self, tmp_path):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
+        with pytest.raises(CheckpointError, match="is a checkpoint of SanaPipeline, which"):
+            Checkpoint(tmp_path)
+
+    @pytest.mark.parametrize(
+        "fields,what",
+        [
+            ({"_class_name": "SD3Transformer2DModel"}, r"Stable Diffusion 3 \(SD3Transformer2DModel\)"),
+            ({"_class_name": "Flux2Transformer2DModel"}, r"FLUX.2 \(Flux2Transformer2DModel\)"),
+            ({"in_channels": 384}, r"FLUX.1 Fill \(its transformer's in_channels is 384\)"),
+            ({"in_channels": 128}, r"FLUX.1 Canny or Depth \(its transformer's in_channels is 128\)"),
+        ],
+    )
+    def test_other_transformers_are_named(self, copy, fields, what):
+        change(copy / "transformer/config.json", **fields)
+        with pytest.raises(CheckpointError, match=f"is a checkpoint of {what}, which"):
+            Checkpoint(copy)
+
+    def test_model_index_is_not_needed(self, copy):
+        (copy / "model_index.json").unlink()
+        assert Checkpoint(copy).folder == copy
+
+    def test_broken_model_index(self, copy, mesh_device):
+        (copy / "model_index.json").write_text("{")
+        refused(copy, mesh_device, "model_index.json can't be read as JSON")
+
+    def test_weights_of_another_family_are_not_fetched(self, monkeypatch, tmp_path):
+        (tmp_path / "model_index.json").write_text('{"_class_name": "Flux2Pipeline"}')
+        fetched = []
+
+        def fetch(repository, allow_patterns):
+            fetched.extend(allow_patterns)
+            return str(tmp_path)
+
+        monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
+        with pytest.raises(CheckpointError, match="FLUX.2"):
+            Checkpoint("owner/name")
+        assert fetched == ["*.json"]
 
 
 def test_broken_config(copy, mesh_device):
