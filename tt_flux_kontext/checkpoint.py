@@ -167,9 +167,9 @@ def _open(file: Path):
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        size = file.stat().st_size
+        size = f"{file.stat().st_size} bytes" if file.exists() else "absent"
         raise CheckpointError(
-            f"{file} ({size} bytes) is no whole safetensors file ({error}). Fetch the file again."
+            f"{file} ({size}) is no whole safetensors file ({error}). Fetch the file again."
         ) from error
 
 

@@ -61,8 +61,8 @@ class FluxKontextPipeline:
         return cls(Checkpoint(source), device, PRECISIONS.get(precision))
 
     def set_progress_bar_config(self, **kwargs) -> None:
-        """Of tqdm's bar over the denoising steps; `disable=True` hides it."""
-        self._progress_bar_config = kwargs
+        """Of tqdm's bars over the denoising steps and over weights on their way; `disable=True` hides them."""
+        self._progress_bar_config = self._editor.models.progress_bar_config = kwargs
 
     def __call__(
         self,

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError
+from tqdm.auto import tqdm
+
+from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.models.clip import CLIPTextEncoder, clip_config
 from tt_flux_kontext.models.modulation import Modulation
@@ -11,6 +13,7 @@ from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.precision import PRECISIONS, Precision
+from tt_flux_kontext.weight_cache import WeightCache, cache_folder
 
 # Bytes of DRAM that an edit keeps from phase to phase: context, modulation table, latents, TT-NN's tables of windows.
 LASTING = 200_000_000
@@ -39,6 +42,8 @@ class Models:
     """Gives models with their weights on the device, where they stay until another one needs the room.
 
     Models, in an edit's order: `clip`, `t5`, `vae encoder`, `modulation`, `transformer`, `vae decoder`.
+
+    Loading one that takes more than a second shows a bar; `progress_bar_config` are arguments of tqdm for it.
 
     Raises `CheckpointError`, before anything reaches the device, when a model's files don't fit its config or the
     models don't fit together.
@@ -74,6 +79,8 @@ class Models:
         self._bytes = self.weight_bytes(precision)
         self._workspace = dict.fromkeys(self._models, 0)
         self._resident = {}  # the one used last comes last
+        self._cache = WeightCache(cache_folder())
+        self.progress_bar_config = {}
 
     @property
     def bytes_on_device(self) -> int:
@@ -147,11 +154,26 @@ class Models:
         model = self._resident.pop(name, None)
         self._make_room(self._workspace[name] + (0 if model else self._bytes[name]))
         if model is None:
-            component, model_class, config = self._models[name]
-            weights = Weights(self._tensors[component], self.precision, self.device)
-            model = model_class(config, weights)
+            model = self._load(name)
         self._resident[name] = model
         return model
+
+    def _load(self, name: str):
+        component, model_class, config = self._models[name]
+        tensors, size = self._tensors[component], self._bytes[name]
+        if not isinstance(tensors, TensorFiles):  # a plan's have shapes only
+            return model_class(config, Weights(tensors, self.precision, self.device))
+
+        def build(keep):
+            with self._bar(f"{name} weights", size) as bar:
+                weights = Weights(tensors, self.precision, self.device, keep=keep, progress=bar.update)
+                return model_class(config, weights)
+
+        return self._cache.build(name, tensors, self.precision, self.device, size, build, self._bar)
+
+    def _bar(self, what: str, size: int) -> tqdm:
+        ours = {"desc": what, "total": size, "unit": "B", "unit_scale": True, "delay": 1, "leave": False}
+        return tqdm(**self.progress_bar_config | ours)
 
     def release(self, name: str) -> None:
         """Frees a model's weights."""

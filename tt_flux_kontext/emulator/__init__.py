@@ -27,7 +27,18 @@ from .normalization import (
     softmax,
 )
 from .tensor import Tensor, deallocate, is_tensor_storage_on_device
-from .transfer import empty, from_device, from_torch, to_device, to_layout, to_torch, typecast, zeros
+from .transfer import (
+    dump_tensor,
+    empty,
+    from_device,
+    from_torch,
+    load_tensor,
+    to_device,
+    to_layout,
+    to_torch,
+    typecast,
+    zeros,
+)
 from .types import (
     DRAM_MEMORY_CONFIG,
     L1_MEMORY_CONFIG,
@@ -40,6 +51,7 @@ from .types import (
     CoreCoord,
     CoreGrid,
     DataType,
+    DumpTensorMode,
     GeluVariant,
     Layout,
     MathFidelity,

@@ -1,12 +1,17 @@
 """Making tensors, moving them between torch, host and device, and changing their dtype or layout."""
 
+import json
+import os
+import uuid
+from pathlib import Path
+
 import torch
 
 from .checks import check, check_operands
 from .device import MeshDevice
 from .formats import host_convert, pack, storage_dtype
 from .tensor import Tensor, device_tensor
-from .types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig, StorageType
+from .types import DRAM_MEMORY_CONFIG, DataType, DumpTensorMode, Layout, MemoryConfig, StorageType
 
 _DTYPE_OF_TORCH = {
     torch.float32: DataType.FLOAT32,
@@ -15,6 +20,8 @@ _DTYPE_OF_TORCH = {
     torch.int64: DataType.UINT32,
     torch.uint32: DataType.UINT32,
 }
+
+_FILE_START = b"emulated ttnn.Tensor, 1\n"
 
 
 def from_torch(
@@ -61,6 +68,48 @@ def from_device(tensor: Tensor) -> Tensor:
         return tensor
     check_operands("from_device", tensor=tensor)
     return Tensor(tensor.values.cpu(), tensor.dtype, tensor.layout)
+
+
+def dump_tensor(
+    file_name: str | Path, tensor: Tensor, *, mode: DumpTensorMode = DumpTensorMode.DISTRIBUTED_GATHER
+) -> None:
+    """Write a tensor to a file: a line that names the format, a line of JSON, and the values as they are stored.
+
+    The file appears as a whole or not at all. Raises RuntimeError for a name without TT-NN's extension and when the
+    file can't be written.
+    """
+    path = _tensor_file("dump_tensor", file_name)
+    header = {"shape": list(tensor.shape), "dtype": tensor.dtype.name, "layout": tensor.layout.name}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_FILE_START + json.dumps(header).encode() + b"\n")
+            file.write(_bytes(tensor.values.cpu()))
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        check(not isinstance(error, OSError), "dump_tensor", f"can't write {path}: {error}")
+        raise
+
+
+def load_tensor(file_name: str | Path, *, device: MeshDevice | None = None) -> Tensor:
+    """The tensor of a file that ``dump_tensor`` wrote, in DRAM if a device is given.
+
+    Raises RuntimeError for a name without TT-NN's extension, and for a file that is absent, cut off or something else.
+    """
+    path = _tensor_file("load_tensor", file_name)
+    check(path.is_file(), "load_tensor", f"there is no file {path}")
+    with open(path, "rb") as file:
+        check(file.readline(len(_FILE_START)) == _FILE_START, "load_tensor", f"{path} is no file of a tensor")
+        try:
+            header = json.loads(file.readline())
+            dtype, layout = DataType[header["dtype"]], Layout[header["layout"]]
+            values = torch.empty(header["shape"], dtype=storage_dtype(dtype))
+            whole = file.readinto(_bytes(values)) == values.nbytes and not file.read(1)
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        check(whole, "load_tensor", f"{path} is truncated or corrupt")
+    return Tensor(_placed(values, device), dtype, layout, device)
 
 
 def empty(
@@ -127,6 +176,17 @@ def _converted(op, tensor, dtype, layout, memory_config):
     else:
         values = pack(tensor.values.to(torch.float32, copy=True), dtype)
     return device_tensor(values, tensor, dtype=dtype, layout=layout, memory_config=memory_config)
+
+
+def _tensor_file(op, file_name) -> Path:
+    path = Path(file_name)
+    check(path.suffix == ".tensorbin", op, f"file {path} must have .tensorbin extension")
+    return path
+
+
+def _bytes(values):
+    """The memory of a contiguous tensor on the CPU."""
+    return values.view(-1).view(torch.uint8).numpy()
 
 
 def _placed(values, device):

@@ -47,6 +47,13 @@ class StorageType(Enum):
     DEVICE = auto()
 
 
+class DumpTensorMode(Enum):
+    """What of a distributed tensor a file gets; here none is distributed."""
+
+    DISTRIBUTED_GATHER = auto()
+    LOCAL = auto()
+
+
 class BufferType(Enum):
     DRAM = auto()
     L1 = auto()

@@ -1,5 +1,6 @@
 """The way to the device: of a parameter from a checkpoint, and of what belongs to one edit."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,7 @@ import torch
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError, TensorFiles
 from tt_flux_kontext.precision import Precision
+from tt_flux_kontext.weight_cache import Keep, uncached
 
 _TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b": 576}
 
@@ -48,31 +50,50 @@ class Weights:
     """The tensors of one model, seen from one of its modules.
 
     Without a device it only keeps the ledger, and what it hands out is None: that is how a model is surveyed.
+
+    Args:
+        tensors: of a component.
+        keep: what each parameter goes through on its way to the device.
+        progress: called with the bytes of each parameter, once it is there; their sum is what `survey` says.
+
+    Raises `CheckpointError` when a tensor is missing, of another shape, or has values that are no numbers.
     """
 
-    def __init__(self, tensors: TensorFiles, precision: Precision, device=None, *, prefix: str = "", ledger=None):
+    def __init__(
+        self,
+        tensors: TensorFiles,
+        precision: Precision,
+        device=None,
+        *,
+        keep: Keep = uncached,
+        progress: Callable[[int], object] = lambda size: None,
+    ):
         self.tensors = tensors
         self.precision = precision
         self.device = device
-        self.prefix = prefix
-        self.ledger = ledger or _Ledger()
+        self.keep = keep
+        self.progress = progress
+        self.prefix = ""
+        self.ledger = _Ledger()
         self.compute_config = precision.compute_config(device) if device else None
         self.norm_config = precision.norm_config(device) if device else None
         self.attention_config = precision.attention_config(device) if device else None
 
     def at(self, name: str) -> "Weights":
         """The same weights, seen from the submodule `name`."""
-        return Weights(self.tensors, self.precision, self.device, prefix=f"{self.prefix}{name}.", ledger=self.ledger)
+        part = copy.copy(self)
+        part.prefix = f"{self.prefix}{name}."
+        return part
 
     def matrix(self, names: Sequence[str], out_features: int, in_features: int):
         """Matrices [out, in] of linear layers that share their input, as one [in, sum of out] in tiles."""
         return self._place(
-            names, (out_features, in_features), lambda *parts: torch.cat(parts).T, self.precision.linear_weights
+            names, (out_features, in_features), lambda *parts: _stacked(parts).T, self.precision.linear_weights
         )
 
     def row(self, names: Sequence[str], size: int):
         """Vectors [size], such as the biases of those layers, as one row [1, sum of sizes] in a row of tiles."""
-        return self._place(names, (size,), lambda *parts: torch.cat(parts)[None], "bfloat16")
+        return self._place(names, (size,), lambda *parts: _stacked(parts)[None], "bfloat16")
 
     def table(self, name: str, rows: int, width: int):
         """An embedding table [rows, width], row-major."""
@@ -89,25 +110,49 @@ class Weights:
 
     def torch(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
         """A tensor as it is in the file, for a function of TT-NN that takes torch tensors."""
-        self._note(name, shape, 2 * math.prod(shape))
-        return _on_host(self.tensors.read(self.prefix + name)).float() if self.device else None
+        size = 2 * math.prod(shape)
+        self._note(name, shape, size)
+        if not self.device:
+            return None
+        value = _on_host(self._read(name)).float()
+        self.progress(size)
+        return value
 
     def _place(
         self, names: Sequence[str], shape: tuple[int, ...], build: Callable, dtype: str, *, tiled=True, on_device=True
     ):
         rows, columns = (1, *shape)[-2:]
         tiles = math.ceil(rows / 32) * math.ceil(columns / 32)
+        size = tiles * _TILE_BYTES[dtype] if tiled else 2 * math.prod(shape)
         for name in names:
-            self._note(name, shape, tiles * _TILE_BYTES[dtype] if tiled else 2 * math.prod(shape))
+            self._note(name, shape, size)
         if not self.device:
             return None
-        value = build(*(self.tensors.read(self.prefix + name) for name in names)).contiguous()
-        layout = ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT
-        if value.is_meta and on_device:  # a plan: the place without the values
-            return ttnn.empty(list(value.shape), dtype=getattr(ttnn, dtype), layout=layout, device=self.device)
-        return ttnn.from_torch(
-            _on_host(value), dtype=getattr(ttnn, dtype), layout=layout, device=self.device if on_device else None
-        )
+
+        def make() -> "ttnn.Tensor":
+            value = build(*map(self._read, names)).contiguous()
+            layout = ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT
+            if value.is_meta and on_device:  # a plan: the place without the values
+                return ttnn.empty(list(value.shape), dtype=getattr(ttnn, dtype), layout=layout, device=self.device)
+            return ttnn.from_torch(
+                _on_host(value), dtype=getattr(ttnn, dtype), layout=layout, device=self.device if on_device else None
+            )
+
+        keys = " ".join(dict.fromkeys(self.prefix + name for name in names))
+        what = f"{len(names)} x {list(shape)} {dtype} {'tiles' if tiled else 'rows'} of {keys}"
+        tensor = self.keep(what, make) if on_device else make()
+        self.progress(len(names) * size)
+        return tensor
+
+    def _read(self, name: str) -> "torch.Tensor":
+        """A tensor of the files, of numbers only."""
+        key = self.prefix + name
+        value = self.tensors.read(key)
+        # Its extremes are numbers if all of it is; unlike torch.isfinite of it all they take no memory.
+        if not value.is_meta and not all(extreme.isfinite() for extreme in value.aminmax()):
+            file = self.tensors.entries[key].file
+            raise CheckpointError(f"{key} in {file} has values that are NaN or infinite. Fetch the file again.")
+        return value
 
     def _note(self, name: str, shape: tuple[int, ...], size: int) -> None:
         """Checks a tensor of the files against the shape asked for, and counts its bytes on the device."""
@@ -124,6 +169,11 @@ class Weights:
             self.ledger.problems.append(problem)
         self.ledger.used.add(key)
         self.ledger.bytes += size
+
+
+def _stacked(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """One below the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _on_host(value: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,58 @@
+"""Time of an edit on the device at hand: by stage, from its phases, and of a step alone.
+
+Both are wall-clock times between points at which the host waited for the device. The host's own work counts where the
+device has to wait for it. They are not a profiler's figures.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+from tests.perf.targets import EDIT
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.edit import Edit, Editor, Phase
+
+OUT = Path(__file__).parents[2] / "out"
+STEP = "step"
+DEVICE_STEP = "device step"  # the median of the steps, where `step` is their mean within an edit
+
+
+def edit_seconds(editor: Editor, edit: Edit) -> dict[str, float]:
+    """Seconds of each stage, `step` for one of the steps, and of the whole `edit`.
+
+    The edit runs twice and the second run counts: in the first one TT-NN compiles its programs. Models that the device
+    has no room for are placed anew in the second run too.
+    """
+    _phases(editor, edit, decode=True)
+    times = defaultdict(list)
+    for phase in _phases(editor, edit, decode=True):
+        times[phase.name].append(phase.seconds)
+    stages = {name: sum(seconds) / len(seconds) for name, seconds in times.items()}
+    return stages | {EDIT: sum(map(sum, times.values()))}
+
+
+def step_seconds(editor: Editor, edit: Edit) -> dict[str, float]:
+    """Seconds of a denoising step, the median of all but the first one."""
+    steps = [phase.seconds for phase in _phases(editor, edit, decode=False) if phase.name == STEP]
+    return {DEVICE_STEP: median(steps[1:])}
+
+
+def _phases(editor: Editor, edit: Edit, decode: bool) -> list[Phase]:
+    return [event for event in editor.run(edit, decode) if isinstance(event, Phase)]
+
+
+def system_name() -> str:
+    """What TT-NN calls the machine that it runs on, in the planner's words: n150, p150, ..."""
+    return ttnn.cluster.get_cluster_type().name.lower()
+
+
+def report(file: str, system: str, seconds: dict[str, float]) -> str:
+    """The figures as JSON, written to the folder `out` too."""
+    rows = [
+        {"system": system, "stage": stage, "seconds": value, "kind": "measured"} for stage, value in seconds.items()
+    ]
+    text = json.dumps(rows, indent=2)
+    OUT.mkdir(exist_ok=True)
+    (OUT / file).write_text(text + "\n")
+    return text

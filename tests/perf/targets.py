@@ -1,0 +1,131 @@
+"""What an edit takes on each system, held in targets.json, and the command that renews it.
+
+    python -m tests.perf.targets                               # plans anew, on TT-NN's mock device
+    python -m tests.perf.targets --measured out/measured*.json # takes over what a card took
+
+The edit: FLUX.1 Kontext [dev], 1024 x 1024 with a reference of that size, 28 steps.
+"""
+
+import argparse
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tt_flux_kontext.planner.plan import Plan, Request, plan
+
+PATH = Path(__file__).with_name("targets.json")
+RENEW = "python -m tests.perf.targets"
+PRECISIONS = {"n150": "bfp8", "p100": "bf16", "p150": "bf16"}  # of each system the most accurate one that fits
+SQUARE = (1024, 1024)
+STEPS = 28
+
+STAGES = ("clip", "t5", "vae encoder", "modulation", "step", "vae decoder")
+EDIT = "edit"  # all of it: the largest peak, and the sum of the rest
+
+# Of each figure: what it is, and how far it may be off in either direction. An improvement is to be written down too.
+FIGURES = {
+    "ops": ("device operations", 0.0),
+    "traffic": ("bytes of DRAM read and written", 0.0),
+    "peak": ("bytes of DRAM in use at most", 0.01),
+    "seconds": ("modelled seconds", 0.01),
+    "measured": ("measured seconds", 0.10),
+}
+
+
+def load() -> dict[str, dict]:
+    """By system: `precision`; `planned` {stage: {figure: value}}; `measured` {stage: seconds} once a card ran it."""
+    return json.loads(PATH.read_text()) if PATH.exists() else {}
+
+
+def square_plans() -> dict[str, Plan]:
+    """The edit on each system, two of them at a time."""
+
+    def one(system: str) -> Plan:
+        (edit,) = plan(system, [Request(SQUARE, SQUARE, PRECISIONS[system], steps=STEPS)])
+        return edit
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return dict(zip(PRECISIONS, pool.map(one, PRECISIONS)))
+
+
+def figures(edit: Plan) -> dict[str, dict]:
+    """{stage: {figure: value}} of a plan."""
+    if edit.refused:
+        raise RuntimeError(f"{edit.system}: {edit.refused}")
+    stages = {phase.name: phase for phase in edit.phases}
+    of_stages = {name: _figures(stages[name], stages[name].seconds) for name in STAGES}
+    return of_stages | {EDIT: _total(edit)}
+
+
+def _figures(phase, seconds: float) -> dict:
+    return {"ops": phase.ops, "traffic": phase.traffic, "peak": phase.peak, "seconds": _rounded(seconds)}
+
+
+def _total(edit: Plan) -> dict:
+    sums = {name: sum(phase.count * getattr(phase, name) for phase in edit.phases) for name in ("ops", "traffic")}
+    return sums | {"peak": max(phase.peak for phase in edit.phases), "seconds": _rounded(edit.seconds)}
+
+
+def off_target(where: str, targets: dict[str, float], found: dict[str, float]) -> list[str]:
+    """A line for each figure that is off its target, or has none; keys are those of FIGURES."""
+    lines = []
+    for key, is_ in found.items():
+        what, margin = FIGURES[key]
+        was = targets.get(key)
+        if was is None:
+            lines.append(f"{where}: no target for {what}, which is {is_}")
+        elif abs(is_ - was) > margin * was:
+            change = f"{100 * (is_ / was - 1):+.2f} %" if was else "from none"
+            lines.append(f"{where}: {what}: was {was}, is {is_} ({change}, allowed are {100 * margin:g} %)")
+    return lines
+
+
+def renew() -> None:
+    """Plans anew, and keeps what was measured."""
+    targets = load()
+    for system, edit in square_plans().items():
+        kept = targets.get(system, {}).get("measured")
+        targets[system] = {"precision": PRECISIONS[system], "planned": figures(edit)}
+        targets[system] |= {"measured": kept} if kept else {}
+    _write(targets)
+
+
+def take_over(reports: list[Path]) -> None:
+    """Makes what a card took (`measured.report`) the target.
+
+    Raises:
+        ValueError: a figure that was not measured on a card, or is of a system without targets.
+    """
+    targets = load()
+    for report in reports:
+        for row in json.loads(report.read_text()):
+            if row["kind"] != "measured" or row["system"] not in targets:
+                raise ValueError(f"{report}: not measured on a card that has targets: {row}")
+            targets[row["system"]].setdefault("measured", {})[row["stage"]] = _rounded(row["seconds"])
+    _write(targets)
+
+
+def _write(targets: dict) -> None:
+    new = PATH.with_suffix(".json.new")
+    new.write_text(json.dumps(targets, indent=2) + "\n")
+    os.replace(new, PATH)
+
+
+def _rounded(seconds: float) -> float:
+    """To four digits: well within the margins, and short in a diff."""
+    return float(f"{seconds:.4g}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Renews tests/perf/targets.json.")
+    parser.add_argument("--measured", nargs="+", type=Path, metavar="FILE", help="reports of the tests on a card")
+    arguments = parser.parse_args()
+    if arguments.measured:
+        take_over(arguments.measured)
+    else:
+        renew()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What an edit takes must be what targets.json says: planned on TT-NN's mock device, measured where there is a card.
+
+A change for the better fails as one for the worse does. An intended one is written down with a command, see `targets`.
+"""
+
+import json
+
+import pytest
+
+from tests.perf import targets
+from tests.perf.measured import DEVICE_STEP, edit_seconds, report, step_seconds, system_name
+from tests.perf.targets import EDIT, PRECISIONS, RENEW, SQUARE, STAGES, STEPS, off_target
+from tt_flux_kontext.backend import choose
+from tt_flux_kontext.checkpoint import Checkpoint
+from tt_flux_kontext.device import open_device
+from tt_flux_kontext.pipeline import FluxKontextPipeline
+from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
+from tt_flux_kontext.planner.mock_device import run
+
+# Device operations of one denoising step. A block's modulation is a product for each of its streams; "modulation" has
+# those of a double block (2), a single block (1) and the output norm (1).
+MOST_OPS = {"double block": 25, "single block": 10, "modulation": 4}
+
+
+@pytest.mark.parametrize("stage", [*STAGES, EDIT])
+@pytest.mark.parametrize("system", PRECISIONS)
+def test_planned_edit(square_plans, system, stage):
+    target = targets.load()[system]["planned"][stage]
+    _hold(off_target(f"{system}, {stage}", target, targets.figures(square_plans[system])[stage]), RENEW)
+
+
+@pytest.mark.usefixtures("needs_ttnn")
+@pytest.mark.parametrize("system", ["n150", "p150"])  # one of each kind of chip
+def test_device_operations_of_blocks(system):
+    (counts,) = run(system, "tests.perf.block_ops", {"precision": PRECISIONS[system]})
+    assert counts.pop("system") == system
+    assert counts.keys() == MOST_OPS.keys()
+    assert all(counts[name] <= MOST_OPS[name] for name in counts), f"{system}: {counts}, at most {MOST_OPS}"
+
+
+@pytest.fixture
+def card():
+    """An open card."""
+    if choose() != "silicon":
+        pytest.skip("no Tenstorrent card: TT-NN is emulated here")
+    with open_device("silicon") as device:
+        yield device
+
+
+@pytest.mark.models_performance_bare_metal
+def test_measured_edit(card, capsys):
+    """Seconds by stage. The weights have their size but no values: loading them from files is not in the figures."""
+    system = system_name()
+    editor = full_size_editor(card, _precision(system))
+    seconds = edit_seconds(editor, full_size_edit(SQUARE, SQUARE, images=1, text_tokens=512, steps=STEPS))
+    _report_and_hold(f"measured_edit_{system}.json", system, seconds, capsys)
+
+
+@pytest.mark.models_device_performance_bare_metal
+def test_measured_step(card, capsys):
+    """Seconds of a denoising step between two waits for the device, which takes far longer than to queue its work."""
+    system = system_name()
+    editor = full_size_editor(card, _precision(system))
+    seconds = step_seconds(editor, full_size_edit(SQUARE, SQUARE, images=1, text_tokens=512, steps=6))
+    _report_and_hold(f"measured_step_{system}.json", system, seconds, capsys)
+
+
+def _precision(system: str) -> str:
+    return PRECISIONS.get(system, "bfp8")  # any other card: what fits them all
+
+
+def _report_and_hold(file: str, system: str, seconds: dict[str, float], capsys) -> None:
+    """Prints the figures, and holds those against their targets that have one."""
+    with capsys.disabled():
+        print(report(file, system, seconds))
+    known = targets.load().get(system, {}).get("measured", {})
+    lines = []
+    for stage in seconds.keys() & known.keys():
+        lines += off_target(f"{system}, {stage}", {"measured": known[stage]}, {"measured": seconds[stage]})
+    _hold(lines, f"{RENEW} --measured out/{file}")
+
+
+def _hold(lines: list[str], command: str) -> None:
+    if lines:
+        pytest.fail("\n".join([*lines, f"If this is intended: {command}"]), pytrace=False)
+
+
+def test_measuring_covers_the_edit(tiny_checkpoint, mesh_device):
+    """The functions of the measured tests, with tiny models on the device at hand."""
+    pipe = FluxKontextPipeline(Checkpoint(tiny_checkpoint), mesh_device)
+    edit = full_size_edit((64, 64), (64, 64), images=1, text_tokens=32, steps=3)
+    seconds = edit_seconds(pipe._editor, edit)
+    assert set(seconds) == {*STAGES, "transformer weights", EDIT}
+    others = sum(seconds[name] for name in seconds if name not in ("step", EDIT))
+    assert seconds[EDIT] == pytest.approx(others + 3 * seconds["step"])
+    step = step_seconds(pipe._editor, edit)
+    assert list(step) == [DEVICE_STEP] and 0 < step[DEVICE_STEP] < seconds[EDIT]
+
+
+@pytest.mark.parametrize("factor,complaints", [(1.02, 1), (1.005, 0), (0.98, 1)])
+def test_both_directions_are_off_target(factor, complaints):
+    lines = off_target("n150, step", {"ops": 942, "seconds": 3.4}, {"ops": 942, "seconds": 3.4 * factor})
+    assert len(lines) == complaints
+    assert all("n150, step: modelled seconds: was 3.4, is" in line for line in lines)
+    assert off_target("n150, step", {"ops": 942}, {"ops": 941}) and off_target("n150, step", {}, {"ops": 942})
+
+
+def test_measured_figures_become_targets(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "PATH", tmp_path / "targets.json")
+    targets.PATH.write_text(json.dumps({"n150": {"precision": "bfp8", "planned": {}}}))
+    row = {"system": "n150", "stage": "step", "seconds": 1.23456, "kind": "measured"}
+    (tmp_path / "card.json").write_text(json.dumps([row]))
+    targets.take_over([tmp_path / "card.json"])
+    assert targets.load()["n150"] == {"precision": "bfp8", "planned": {}, "measured": {"step": 1.235}}
+    (tmp_path / "emulated.json").write_text(json.dumps([row | {"kind": "emulated"}]))
+    with pytest.raises(ValueError, match="not measured on a card"):
+        targets.take_over([tmp_path / "emulated.json"])

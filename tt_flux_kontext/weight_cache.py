@@ -1,0 +1,242 @@
+"""Parameters in the form that the device takes, kept on disk: a second start reads them and converts nothing.
+
+    FOLDER/hashes/                     sha256 of checkpoint files by path, size and time, so that none is hashed twice
+    FOLDER/transformer-1a2b.../        an entry: what one model has on the device under one precision policy
+        manifest.json                  its key; [name, file, bytes, CRC-32] of each tensor in the model's order
+        00000.tensorbin ...            by ttnn.dump_tensor
+    FOLDER/.3c4d....filling/           an entry in the making; it gets its name when it is whole
+
+The key is the content of the checkpoint's files, wherever they lie, and all else that the tensors depend on. Whatever
+goes wrong here costs no more than the caching: an entry that is not as it was written is rebuilt, and a folder that
+can't be written is left alone after one warning.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from loguru import logger
+
+from tt_flux_kontext.backend import choose, ttnn
+from tt_flux_kontext.checkpoint import TensorFiles
+from tt_flux_kontext.precision import Precision
+
+VARIABLE = "TT_FLUX_KONTEXT_CACHE"  # environment variable: the folder; "off", "0" or "" for no cache
+FORMAT = 1  # raise it when the same tensor of a checkpoint gets other values on the device, under the same name
+STALE = 600  # seconds without a new tensor after which an entry in the making is taken for abandoned
+SMALL = 10_000_000  # bytes of a file that is hashed again sooner than it is worth remembering
+
+_FILLING = ".filling"
+_PIECE = 1 << 22  # bytes read at once
+_THREADS = 4  # that compute checksums while the device gets its tensors
+
+Make = Callable[[], "ttnn.Tensor"]
+Keep = Callable[[str, Make], "ttnn.Tensor"]  # called for each parameter of a model in turn; gives it on the device
+
+
+def uncached(name: str, make: Make) -> "ttnn.Tensor":
+    """The `Keep` that keeps nothing."""
+    return make()
+
+
+def cache_folder() -> Path | None:
+    """Where the cache is, by the environment; None when it is off or there is no home to put it in."""
+    folder = os.environ.get(VARIABLE)
+    if folder is not None:
+        return None if folder in ("", "0", "off") else Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tt_flux_kontext"
+    except RuntimeError:
+        return None
+
+
+class _Damaged(Exception):
+    """An entry is not as it was written; the message says in what."""
+
+
+class WeightCache:
+    """The cache in a folder, which is made when it is needed. Without a folder it keeps nothing."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self.writable = True  # until it turns out not to be
+
+    def build(self, model: str, tensors: TensorFiles, precision: Precision, device, size: int, build, progress):
+        """What `build(keep)` gives, its parameters read from the cache or kept there for the next time.
+
+        Args:
+            model: its name.
+            size: bytes that its parameters take on the device.
+            build: takes a `Keep`; called once, or twice when an entry turns out to be damaged.
+            progress: `progress(what, bytes)` gives a bar, as tqdm's, for the time that hashing takes.
+        """
+        if self.folder is None:
+            return build(uncached)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            key = self._key(model, tensors, precision, device, progress)
+        except (OSError, PackageNotFoundError) as error:
+            self._warn(error)
+            self.folder = None
+            return build(uncached)
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        entry = self.folder / f"{model.replace(' ', '-')}-{digest[:32]}"
+        if entry.exists():
+            try:
+                return self._read(entry, key, device, build)
+            except _Damaged as error:
+                logger.warning(f"{entry}, the cached weights of {model}, is rebuilt: {error}.")
+        # Outside the except block nothing holds on to a half-built model and its memory any more.
+        return self._fill(entry, key, size, build) if self.writable else build(uncached)
+
+    def _key(self, model: str, tensors: TensorFiles, precision: Precision, device, progress) -> dict:
+        files = {entry.file for entry in tensors.entries.values()}
+        with progress(f"{tensors.folder.name} sha256", sum(file.stat().st_size for file in files)) as bar:
+            hashes = sorted(self._hash(file, bar.update) for file in files)
+        return {
+            "format": FORMAT,
+            "model": model,
+            "files": hashes,
+            "precision": asdict(precision),
+            "backend": choose(),
+            "ttnn": version("ttnn") if choose() == "silicon" else None,
+            "arch": device.arch().name,  # TT-NN may convert on the chip
+        }
+
+    def _hash(self, file: Path, progress: Callable) -> str:
+        """sha256 of a file, remembered by its place, size and time."""
+        status = file.stat()
+        identity = f"{file.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
+        memo = self.folder / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
+        with suppress(OSError, ValueError):  # not remembered, or not legible
+            digest, _, known = memo.read_text().partition("\n")
+            if known == identity and len(digest) == 64:
+                return digest
+        sha256 = hashlib.sha256()
+        for piece in _pieces(file):
+            sha256.update(piece)
+            progress(len(piece))
+        if status.st_size >= SMALL:
+            with suppress(OSError):  # if no entry can be written either, `_fill` says so
+                memo.parent.mkdir(exist_ok=True)
+                temporary = memo.with_name(f".{uuid.uuid4().hex}")
+                temporary.write_text(f"{sha256.hexdigest()}\n{identity}")
+                temporary.replace(memo)
+        return sha256.hexdigest()
+
+    def _read(self, entry: Path, key: dict, device, build):
+        """Raises `_Damaged`."""
+        try:
+            manifest = json.loads((entry / "manifest.json").read_text())
+            tensors = [(name, entry / file, size, crc32) for name, file, size, crc32 in manifest["tensors"]]
+            if manifest["key"] != key:
+                raise _Damaged("its manifest is of something else")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _Damaged(f"its manifest can't be read ({error})") from error
+        for _, file, size, _ in tensors:
+            found = file.stat().st_size if file.is_file() else 0
+            if found != size:
+                raise _Damaged(f"{file.name} has {found} bytes, not {size}")
+        pool = ThreadPoolExecutor(_THREADS)
+        checked = zip(tensors, pool.map(_crc32, [file for _, file, *_ in tensors]))
+
+        def keep(name: str, make: Make) -> "ttnn.Tensor":
+            try:
+                (known, file, _, crc32), found = next(checked, (("nothing", None, 0, 0), 0))
+                if known != name:
+                    raise _Damaged(f"it has {known} where the model has {name}")
+                if found != crc32:
+                    raise _Damaged(f"{file.name} has other bytes than were written")
+                tensor = ttnn.load_tensor(file)
+            except (OSError, RuntimeError) as error:  # TT-NN raises the latter
+                raise _Damaged(f"a file of it can't be read ({error})") from error
+            return ttnn.to_device(tensor, device)
+
+        try:
+            return build(keep)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _fill(self, entry: Path, key: dict, size: int, build):
+        work = self.folder / f".{uuid.uuid4().hex}{_FILLING}"
+        tensors = []  # what the manifest will list, with checksums to come
+
+        def keep(name: str, make: Make) -> "ttnn.Tensor":
+            tensor = make()
+            if self.writable:
+                file = work / f"{len(tensors):05}.tensorbin"
+                try:
+                    # Read back from the device: so an edit from the cache is the same to the bit.
+                    ttnn.dump_tensor(file, tensor)
+                    tensors.append((name, file.name, file.stat().st_size, pool.submit(_crc32, file)))
+                except (OSError, RuntimeError) as error:  # TT-NN raises the latter
+                    self._warn(error)
+                    shutil.rmtree(work, ignore_errors=True)
+            return tensor
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            try:
+                self._prepare(work, entry, size)
+                result = build(keep)
+                self._finish(work, entry, key, tensors)
+                return result
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def _prepare(self, work: Path, entry: Path, size: int) -> None:
+        """Makes the folder to fill, and room for it: what is damaged goes, and what others left behind."""
+        try:
+            for left in self.folder.glob(f".*{_FILLING}"):
+                with suppress(OSError):  # others may sweep too
+                    if time.time() - left.stat().st_mtime > STALE:
+                        shutil.rmtree(left)
+            work.mkdir()
+            if entry.exists():
+                trash = self.folder / f".{uuid.uuid4().hex}{_FILLING}"
+                trash.mkdir()
+                entry.rename(trash / entry.name)
+                shutil.rmtree(trash)
+            if shutil.disk_usage(work).free < 2 * size:  # the emulator keeps block floats in 16 bits
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._warn(error)
+
+    def _finish(self, work: Path, entry: Path, key: dict, tensors: list) -> None:
+        if not self.writable:
+            return
+        try:
+            listed = [(*each, crc32.result()) for *each, crc32 in tensors]
+            (work / "manifest.json").write_text(json.dumps({"key": key, "tensors": listed}))
+            work.rename(entry)
+        except OSError as error:
+            if not entry.exists():  # else another process was quicker
+                self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        logger.warning(f"Weights can't be cached in {self.folder} ({reason}): the next start converts them again.")
+        self.writable = False
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb", buffering=0) as stream:
+        while piece := stream.read(_PIECE):
+            yield piece
+
+
+def _crc32(file: Path) -> int:
+    crc32 = 0
+    for piece in _pieces(file):
+        crc32 = zlib.crc32(piece, crc32)
+    return crc32
