@@ -1,10 +1,10 @@
 """The demo as a user runs it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -26,20 +26,23 @@ def test_edits_a_picture(tmp_path):
     assert sorted(path.name for path in out.parent.iterdir()) == ["edited.png", "edited_before_after.png"]
 
 
-@pytest.mark.parametrize(
-    "arguments,message",
-    [
-        (["--image", "no.png"], "--image no.png: there is no such file."),
-        (["--image", "README.md"], "--image README.md: it can't be read as a picture"),
-        (["--device", "gpu"], "Unknown device 'gpu': it is one of silicon, emulated."),
-        (["--steps", "0"], "--steps 0: at least one step is needed."),
-        (["--width", "64"], "--width and --height go together."),
-        (["--out", "edited.txt"], "the name must end like a picture's"),
-        (["--weights", "/no/such/folder"], "'/no/such/folder' is neither a folder here nor a repository"),
-    ],
-)
-def test_says_what_is_wrong(arguments, message):
-    result = demo(*arguments)
-    assert result.returncode != 0
-    assert message in result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
+WRONG = [
+    (["--image", "no.png"], "--image no.png: there is no such file."),
+    (["--image", "README.md"], "--image README.md: it can't be read as a picture"),
+    (["--device", "gpu"], "Unknown device 'gpu': it is one of silicon, emulated."),
+    (["--steps", "0"], "--steps 0: at least one step is needed."),
+    (["--width", "64"], "--width and --height go together."),
+    (["--out", "edited.txt"], "the name must end like a picture's"),
+    (["--weights", "/no/such/folder"], "'/no/such/folder' is neither a folder here nor a repository"),
+]
+# One process for all: it takes seconds to start.
+RUN_ALL = "import json, sys, pytest; [pytest.main(['demo', *a]) for a in json.loads(sys.argv[1]) if not print(end='\f')]"
+
+
+def test_says_what_is_wrong():
+    command = [sys.executable, "-u", "-c", RUN_ALL, json.dumps([arguments for arguments, _ in WRONG])]
+    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    _, *outputs = run.stdout.split("\f")
+    assert len(outputs) == len(WRONG) and "Traceback" not in run.stdout
+    for (_, message), output in zip(WRONG, outputs):
+        assert message in output and "passed" not in output
