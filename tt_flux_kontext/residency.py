@@ -95,7 +95,7 @@ class Models:
         """
         self._workspace = self.workspaces(size)
         _, total = dram_bytes(self.device)
-        if self._fits(self._bytes, total):
+        if _fits(self._bytes, self._workspace, total):
             return
         lines = [
             f"This edit does not fit the device's {total / 1e9:.2f} GB of DRAM in {self.precision.name}:",
@@ -116,14 +116,10 @@ class Models:
     def fitting_precision(self, size: EditSize) -> str | None:
         """The most accurate precision in which every model fits the device alone, or None."""
         _, total = dram_bytes(self.device)
-        self._workspace = self.workspaces(size)
         for name, precision in PRECISIONS.items():
-            if self._fits(self.weight_bytes(precision), total):
+            if _fits(self.weight_bytes(precision), self.workspaces(size), total):
                 return name
         return None
-
-    def _fits(self, weights: dict[str, int], total: int) -> bool:
-        return all(weights[name] + self._workspace[name] <= total for name in self._models)
 
     def weight_bytes(self, precision: Precision) -> dict[str, int]:
         """Bytes of each model's weights; strict, as `survey` is."""
@@ -183,3 +179,8 @@ class Models:
         """Edits need the models in turn, so the one used last is the one needed last: it goes first."""
         while self._resident and dram_bytes(self.device)[0] < needed:
             self._resident.popitem()
+
+
+def _fits(weights: dict[str, int], workspaces: dict[str, int], total: int) -> bool:
+    """Whether each model fits alone."""
+    return all(weights[name] + workspaces[name] <= total for name in weights)

@@ -1,3 +1,5 @@
+"""All tests in this folder need real TT-NN."""
+
 import pytest
 
 

@@ -30,11 +30,11 @@ CHIPS = {
 FLOP_PER_CYCLE = 2 * 8 * 16 * 16
 PHASES = {"LoFi": 1, "HiFi2": 2, "HiFi3": 3, "HiFi4": 4}
 
-# Shares of the peak that are reached. The first two follow from CALIBRATION. Attention is taken to do as well as
-# matrix products. Interleaved DRAM reaches about 70 % of its bandwidth in TT-NN's own streaming operations.
+# Shares of the peak that are reached. The first two follow from CALIBRATION, given the assumptions: that attention does
+# as well as matrix products, that DRAM gives 70 % of its bandwidth, and what a launch costs.
 EFFICIENCY = {"convolution": 0.155, "matmul": 0.40, "attention": 0.40}
 DRAM_EFFICIENCY = 0.70
-LAUNCH = 5e-6  # seconds from the end of one operation to the start of the next, dispatched ahead
+LAUNCH = 5e-6  # seconds from the end of one operation to the start of the next, dispatched ahead; assumed
 
 
 @dataclass(frozen=True)
