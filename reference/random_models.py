@@ -72,8 +72,9 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
-        mean, deviation = _law(name, parameter.shape, model.config)
-        parameter.copy_((mean + deviation * torch.randn(parameter.shape, generator=generator)).bfloat16())
+        pieces = _normal(generator, *_law(name, parameter.shape, model.config), parameter.numel())
+        for target, piece in zip(parameter.view(-1).split(_PIECE), pieces, strict=True):
+            target.copy_(piece)
 
 
 def random_values(
@@ -82,8 +83,11 @@ def random_values(
     """A parameter's values in bfloat16, flat and in pieces, by a generator that knows the seed and its name alone."""
     digest = hashlib.sha256(f"{seed}/{component}/{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-    mean, deviation = _law(key, shape, config)
-    count = math.prod(shape)
+    yield from _normal(generator, *_law(key, shape, config), math.prod(shape))
+
+
+def _normal(generator: torch.Generator, mean: float, deviation: float, count: int) -> Iterator[torch.Tensor]:
+    """`count` numbers in bfloat16, in pieces."""
     buffer = torch.empty(min(count, _PIECE))
     for begin in range(0, count, _PIECE):
         yield buffer[: count - begin].normal_(mean, deviation, generator=generator).bfloat16()

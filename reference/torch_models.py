@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers.initialization import no_init_weights
 
 from reference.make_checkpoint import build_models, randomize
 from reference.sizes import SIZES
@@ -45,30 +46,34 @@ def bf16(x: torch.Tensor) -> torch.Tensor:
 @cache
 def models(size: str) -> dict[str, torch.nn.Module]:
     """The four models in float32, with gradients off: all of a tiny Flux, or few layers of the real widths."""
-    built = build_models(SIZES["tiny"], clip_vocabulary=640, t5_vocabulary=640) if size == "tiny" else _real()
+    built = build_models(SIZES["tiny"], clip_vocabulary=640, t5_vocabulary=640) if size == "tiny" else real_widths()
     for seed, model in enumerate(built.values()):
         randomize(model.requires_grad_(False).eval(), seed=seed)
     return built
 
 
-def _real() -> dict[str, torch.nn.Module]:
-    """One double and one single block, one T5 layer, all of CLIP-L and of the VAE."""
+@no_init_weights()
+def real_widths() -> dict[str, torch.nn.Module]:
+    """One double and one single block, one T5 layer, all of CLIP-L and of the VAE; weights are yet to be given."""
     clip = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, eos_token_id=2
     )
-    t5 = T5Config(
-        vocab_size=640,
-        d_model=4096,
-        d_kv=64,
-        num_heads=64,
-        d_ff=10240,
-        num_layers=1,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=640,
+            d_model=4096,
+            d_kv=64,
+            num_heads=64,
+            d_ff=10240,
+            num_layers=1,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        )
     )
+    t5.tie_weights()  # which is a part of the initialisation
     return {
         "text_encoder": CLIPTextModel(clip),
-        "text_encoder_2": T5EncoderModel(t5),
+        "text_encoder_2": t5,
         "transformer": FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True),
         "vae": AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,

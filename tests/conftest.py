@@ -1,6 +1,9 @@
 """Fixtures of several folders of tests."""
 
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 
 import pytest
 
@@ -26,6 +29,20 @@ def needs_ttnn():
 
 
 @pytest.fixture(scope="session")
-def square_plans(needs_ttnn) -> dict[str, Plan]:
-    """The usual edit, planned on every system of one chip."""
-    return targets.square_plans()
+def background() -> Iterator[ThreadPoolExecutor]:
+    """For jobs, two at a time, while tests go on that don't need them yet."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield pool
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def begin_square_plan(needs_ttnn, background) -> Callable[[str], Future]:
+    """Begins to plan the usual edit on a system of one chip, unless that has begun."""
+    return cache(lambda system: background.submit(targets.square_plan, system))
+
+
+@pytest.fixture(scope="session")
+def square_plan(begin_square_plan) -> Callable[[str], Plan]:
+    """The usual edit, planned on a system of one chip."""
+    return lambda system: begin_square_plan(system).result()

@@ -1,8 +1,55 @@
-"""All tests in this folder need real TT-NN."""
+"""All tests in this folder need real TT-NN. The longest job, planning edits of all sizes, begins before the first."""
+
+from concurrent.futures import Future
 
 import pytest
+import torch
+
+from tt_flux_kontext.planner.plan import Plan, Request, plan
+from tt_flux_kontext.resolution import PREFERRED_KONTEXT_RESOLUTIONS
+
+SQUARE = (1024, 1024)
+SQUARE_SYSTEMS = ("n150", "p150")
+
+# All buckets but the square have a token count that fills no tile. Each is the reference's size here or the result's.
+WIDE = [(height, width) for width, height in PREFERRED_KONTEXT_RESOLUTIONS if width > height]
+BUCKETS = [
+    Request(size=(width, height), reference=(height, width), precision="bfp8", images=images)
+    for (height, width), images in zip(WIDE, (2, 1, 1, 1, 1, 1, 1, 1), strict=True)
+]
+OTHERS = [
+    Request((512, 512), (512, 512), "bfp8", text_tokens=77),
+    Request(SQUARE, None, "bfp8"),  # text to image
+]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def everything_here_needs_ttnn(needs_ttnn):
     pass
+
+
+@pytest.fixture(scope="package", autouse=True)
+def begin_planning(request):
+    """In the background, where it takes both processors: more threads here would only wait for each other."""
+    if any("plans" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("plans_begun")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def plans_begun(begin_square_plan, background) -> list[Future]:
+    """Edits of all sizes: a list for each process with a device of its own."""
+    halves = BUCKETS[::2] + OTHERS[:1], BUCKETS[1::2] + OTHERS[1:]
+    begun = [background.submit(plan, "n150", half) for half in halves]
+    for system in SQUARE_SYSTEMS:
+        begin_square_plan(system)
+    return begun
+
+
+@pytest.fixture(scope="session")
+def plans(square_plan, plans_begun) -> list[Plan]:
+    """Edits of all sizes."""
+    return [square_plan(system) for system in SQUARE_SYSTEMS] + [each for job in plans_begun for each in job.result()]

@@ -3,7 +3,8 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Barrier
 
 import pytest
 
@@ -26,6 +27,13 @@ BLACKHOLE = {
     "p300": ((1, 2), (11, 10), 34_217_131_008),
     "p150x4": ((2, 2), (11, 10), 34_217_131_008),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(background):
+    """Nothing in the background, which has temporary files too."""
+    both = Barrier(2)
+    wait([background.submit(both.wait) for _ in range(2)])
 
 
 @pytest.fixture(autouse=True)

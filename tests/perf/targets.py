@@ -9,7 +9,6 @@ The edit: FLUX.1 Kontext [dev], 1024 x 1024 with a reference of that size, 28 st
 import argparse
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tt_flux_kontext.planner.plan import Plan, Request, plan
@@ -38,15 +37,10 @@ def load() -> dict[str, dict]:
     return json.loads(PATH.read_text()) if PATH.exists() else {}
 
 
-def square_plans() -> dict[str, Plan]:
-    """The edit on each system, two of them at a time."""
-
-    def one(system: str) -> Plan:
-        (edit,) = plan(system, [Request(SQUARE, SQUARE, PRECISIONS[system], steps=STEPS)])
-        return edit
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return dict(zip(PRECISIONS, pool.map(one, PRECISIONS)))
+def square_plan(system: str) -> Plan:
+    """The edit on a system."""
+    (edit,) = plan(system, [Request(SQUARE, SQUARE, PRECISIONS[system], steps=STEPS)])
+    return edit
 
 
 def figures(edit: Plan) -> dict[str, dict]:
@@ -84,7 +78,8 @@ def off_target(where: str, targets: dict[str, float], found: dict[str, float]) -
 def renew() -> None:
     """Plans anew, and keeps what was measured."""
     targets = load()
-    for system, edit in square_plans().items():
+    for system in PRECISIONS:
+        edit = square_plan(system)
         kept = targets.get(system, {}).get("measured")
         targets[system] = {"precision": PRECISIONS[system], "planned": figures(edit)}
         targets[system] |= {"measured": kept} if kept else {}

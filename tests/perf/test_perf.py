@@ -24,9 +24,9 @@ MOST_OPS = {"double block": 25, "single block": 10, "modulation": 4}
 
 @pytest.mark.parametrize("stage", [*STAGES, EDIT])
 @pytest.mark.parametrize("system", PRECISIONS)
-def test_planned_edit(square_plans, system, stage):
+def test_planned_edit(square_plan, system, stage):
     target = targets.load()[system]["planned"][stage]
-    _hold(off_target(f"{system}, {stage}", target, targets.figures(square_plans[system])[stage]), RENEW)
+    _hold(off_target(f"{system}, {stage}", target, targets.figures(square_plan(system))[stage]), RENEW)
 
 
 @pytest.mark.usefixtures("needs_ttnn")

@@ -268,7 +268,7 @@ class Encoder:
         """image: float [channels, height, width], -1 to 1. Returns mean and log variance side by side."""
         channels, height, width = image.shape
         values = image.permute(1, 2, 0).reshape(1, 1, height * width, channels)
-        x = FeatureMap(upload(values, self.device, ttnn.bfloat16), height, width)
+        x = FeatureMap(upload(values, self.device, ttnn.bfloat16, tiled=False), height, width)
         for block in self.blocks:
             x = block(x)
         return x
@@ -312,7 +312,7 @@ class Decoder:
         x = latents
         for block in self.blocks:
             x = block(x)
-        values = ttnn.to_torch(x.values).float()
+        values = ttnn.to_torch(ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)).float()
         return values.reshape(x.height, x.width, self.config.out_channels).permute(2, 0, 1)
 
     def __call__(self, latents: "ttnn.Tensor", height: int, width: int) -> torch.Tensor:

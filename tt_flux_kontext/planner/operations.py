@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 _TILE_BYTES = {"BFLOAT16": 2048, "FLOAT32": 4096, "BFLOAT8_B": 1088, "BFLOAT4_B": 576, "UINT32": 4096}
 _MATMULS = ("MatmulDeviceOperation", "MinimalMatmulDeviceOperation", "Conv2dDeviceOperation")
@@ -94,7 +95,9 @@ def operations(capture: Sequence[dict]) -> list[Operation]:
     for node in capture:
         kind, parameters = node["node_type"], node["params"]
         if kind == "tensor" and "dtype" in parameters:
-            places[node["counter"]] = _place(parameters)
+            places[node["counter"]] = _place(
+                *(parameters.get(name) for name in ("shape", "dtype", "layout", "buffer_type"))
+            )
             for user in node["connections"]:
                 inputs.setdefault(user, []).append(node["counter"])
         elif kind == "function_start":
@@ -128,12 +131,13 @@ def peaks(capture: Sequence[dict]) -> Peaks:
     return Peaks(dram=most["DRAM"], l1=most["L1"])
 
 
-def _place(parameters: dict) -> Place:
+@cache
+def _place(shape: str, dtype: str, layout: str, buffer_type: int | None) -> Place:
     return Place(
-        shape=tuple(int(size) for size in re.findall(r"\d+", parameters["shape"])),
-        dtype=parameters["dtype"].removeprefix("DataType::"),
-        tiled=parameters["layout"] == "Layout::TILE",
-        dram=parameters.get("buffer_type") == 0,
+        shape=tuple(int(size) for size in re.findall(r"\d+", shape)),
+        dtype=dtype.removeprefix("DataType::"),
+        tiled=layout == "Layout::TILE",
+        dram=buffer_type == 0,
     )
 
 

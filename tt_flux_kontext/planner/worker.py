@@ -3,6 +3,7 @@
 Started by `plan.py` in a process of its own, with the environment of `mock_device.py`.
 """
 
+import gc
 import json
 import warnings
 
@@ -19,6 +20,7 @@ from tt_flux_kontext.residency import DoesNotFit
 
 def main() -> None:
     warnings.filterwarnings("ignore")  # of torch, about meta tensors
+    gc.disable()  # captures are a million small objects without cycles
     with answer() as request, open_device("silicon") as device:
         for edit in request["edits"]:
             _plan(request["system"], device, **edit)

@@ -1,55 +1,46 @@
 """Whole edits with the full-size models on real TT-NN: it takes every call, and it fits."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.mock.conftest import BUCKETS, OTHERS, SQUARE, SQUARE_SYSTEMS
 from tt_flux_kontext.cli import main
 from tt_flux_kontext.planner.kontext_dev import CONFIGS
-from tt_flux_kontext.planner.plan import Plan, Request, plan
 from tt_flux_kontext.planner.roofline import CALIBRATION
-from tt_flux_kontext.resolution import PREFERRED_KONTEXT_RESOLUTIONS
 
-SQUARE = (1024, 1024)
 SPARE = 1_500_000_000  # bytes of DRAM that every phase must leave free on an N150
 PHASES = ["clip", "t5", "vae encoder", "modulation", "transformer weights", "step", "vae decoder"]
 
-# All buckets but the square have a token count that fills no tile. Each is the reference's size here or the result's.
-WIDE = [(height, width) for width, height in PREFERRED_KONTEXT_RESOLUTIONS if width > height]
-BUCKETS = [Request(size=(width, height), reference=(height, width), precision="bfp8") for height, width in WIDE]
-OTHERS = [
-    Request((512, 512), (512, 512), "bfp8", text_tokens=77),
-    Request(SQUARE, None, "bfp8"),  # text to image
-    Request((768, 768), SQUARE, "bfp8", images=2),
-]
 
-
-@pytest.fixture(scope="module")
-def plans(square_plans) -> list[Plan]:
-    """All edits, those of a process on one device, in two processes at a time."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        groups = pool.map(lambda requests: plan("n150", requests), (BUCKETS[::2], BUCKETS[1::2] + OTHERS))
-        return [*square_plans.values(), *(each for group in groups for each in group)]
+def test_what_does_not_fit_is_refused_before_any_upload(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plan", "--system", "n150", "--precision", "bf16", "--json"])
+    assert exit_info.value.code == 1
+    (refused,) = json.loads(capsys.readouterr().out)
+    assert refused["phases"] == [] and refused["best"] == "bfp8"
+    assert "12.87 GB of DRAM in bf16" in refused["refused"]
+    assert "transformer     17.40 GB      1.06 GB  18.45 GB  too much" in refused["refused"]
+    assert "It fits with precision='bfp8'." in refused["refused"]
 
 
 def test_real_ttnn_takes_every_call_of_every_edit(plans):
-    assert len(plans) == 3 + 8 + len(OTHERS)
+    assert len(plans) == len(SQUARE_SYSTEMS) + len(BUCKETS) + len(OTHERS) and len(BUCKETS) == 8
     for each in plans:
         assert [phase.name for phase in each.phases] == PHASES, each.request
 
 
-def test_n150_edits_1024_square_in_bfp8(square_plans):
-    square = square_plans["n150"]
+def test_n150_edits_1024_square_in_bfp8(square_plan):
+    square = square_plan("n150")
     assert min(phase.free for phase in square.phases) >= SPARE
     assert square.best == square.precision == "bfp8"
 
 
-def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plans):
-    square = square_plans["p150"]
+def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plan):
+    square = square_plan("p150")
     weights = [phase.weights for phase in square.phases]
     # The modulation's are given back on purpose, and nothing else.
     modulation = weights[3] - weights[2]
@@ -57,7 +48,7 @@ def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plans):
     assert weights[-1] > 27e9 and square.best == "bf16"
 
 
-def test_reserved_memory_is_enough_and_not_far_too_much(plans, square_plans):
+def test_reserved_memory_is_enough_and_not_far_too_much(plans, square_plan):
     """What the pipeline keeps free for a model's activations, against TT-NN's allocator."""
     model_of = {"step": "transformer", "transformer weights": "transformer"}
     for each in plans:
@@ -67,12 +58,12 @@ def test_reserved_memory_is_enough_and_not_far_too_much(plans, square_plans):
             reserved = each.workspaces[model_of.get(phase.name, phase.name)]
             assert phase.peak - weights <= reserved, (each.request, phase)
             weights = phase.weights
-    square = square_plans["n150"]
+    square = square_plan("n150")
     for phase in (phase for phase in square.phases if phase.name in ("t5", "vae encoder", "step", "vae decoder")):
         assert square.workspaces[model_of.get(phase.name, phase.name)] < 2 * (phase.peak - phase.weights), phase
 
 
-def test_flop_are_those_of_diffusers(square_plans):
+def test_flop_are_those_of_diffusers(square_plan):
     """Counted by torch on the modules of diffusers, against shapes that TT-NN's device operations had."""
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(CONFIGS["vae"])
@@ -95,26 +86,15 @@ def test_flop_are_those_of_diffusers(square_plans):
         with FlopCounterMode(display=False) as counter:
             call()
         counted[name] = counter.get_total_flops()
-    ours = {phase.name: phase.flop for phase in square_plans["n150"].phases}
+    ours = {phase.name: phase.flop for phase in square_plan("n150").phases}
     assert ours["vae encoder"] == counted["vae encoder"]
     assert ours["vae decoder"] == counted["vae decoder"]
     # diffusers embeds time and modulates in each step, and projects the reference's rows out too.
     assert ours["step"] == pytest.approx(counted["step"], rel=1e-3)
 
 
-def test_calibration_is_what_the_model_says(square_plans):
-    modelled = {phase.name: phase.seconds for phase in square_plans["n150"].phases}
+def test_calibration_is_what_the_model_says(square_plan):
+    modelled = {phase.name: phase.seconds for phase in square_plan("n150").phases}
     for figure, name in zip(CALIBRATION[1:], ("vae encoder", "vae decoder"), strict=True):
         assert modelled[name] == pytest.approx(figure.modelled, rel=0.01)
     assert all(abs(figure.error) < 0.1 for figure in CALIBRATION)
-
-
-def test_what_does_not_fit_is_refused_before_any_upload(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main(["plan", "--system", "n150", "--precision", "bf16", "--json"])
-    assert exit_info.value.code == 1
-    (refused,) = json.loads(capsys.readouterr().out)
-    assert refused["phases"] == [] and refused["best"] == "bfp8"
-    assert "12.87 GB of DRAM in bf16" in refused["refused"]
-    assert "transformer     17.40 GB      1.06 GB  18.45 GB  too much" in refused["refused"]
-    assert "It fits with precision='bfp8'." in refused["refused"]
