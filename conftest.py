@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from reference.accuracy import pcc, relative_rmse
+from reference.accuracy import BAR, pcc, relative_rmse
 from reference.make_checkpoint import make_checkpoint
 from tt_flux_kontext.device import open_device
-
-BAR = 1.25  # our relative RMSE over that of torch in bfloat16, at most
 
 
 @dataclass(frozen=True)

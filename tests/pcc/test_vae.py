@@ -10,7 +10,7 @@ from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import pack_latents
 
 SIZES = ["tiny", "real"]
-HEIGHT, WIDTH = 6, 10  # of the latents: 60 positions don't fill a tile
+HEIGHT, WIDTH = 4, 6  # of the latents: 24 positions don't fill a tile
 
 pytestmark = pytest.mark.usefixtures("reset_seeds")
 

@@ -1,0 +1,233 @@
+"""How errors grow from block to block at the real size: T5 and the transformer against torch, from the same files.
+
+    python -m reference.depth CHECKPOINT [--precision bfp8] [--side 256]
+
+torch in float32 and in bfloat16 has each layer's weights only while that layer computes, so that the 12 B transformer
+runs in the memory of its largest matrix. Ours is whole, on the emulated device.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from transformers import T5Config, T5EncoderModel
+
+from tt_flux_kontext import open_device
+from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.checkpoint import Checkpoint, TensorFiles
+from tt_flux_kontext.models.weights import upload
+from tt_flux_kontext.precision import PRECISIONS
+from tt_flux_kontext.residency import Models
+from tt_flux_kontext.resolution import image_ids
+
+from .accuracy import pcc, relative_rmse
+from .pipeline import quiet
+
+DEPTHS = (1, 5, 10, 19, 57)
+"""Blocks after which the states are compared, counted from 1; 20 and on are single blocks."""
+TEXT_TOKENS = 512
+TIME, GUIDANCE = 0.5, 2.0  # which bfloat16 holds, also times 1000
+
+States = dict[str, torch.Tensor]
+"""Hidden states after some blocks, and the output, by name."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of one state against torch in float32, ours and that of torch in bfloat16."""
+
+    state: str
+    pcc: float
+    rmse: float
+    torch_rmse: float
+
+    @property
+    def ratio(self) -> float:
+        return self.rmse / self.torch_rmse
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the models get: token ids of T5; for the transformer packed latents, context and pooled text."""
+
+    ids: torch.Tensor
+    latents: torch.Tensor
+    reference: torch.Tensor
+    context: torch.Tensor
+    pooled: torch.Tensor
+    side: int  # tokens along an edge of the noise and of the reference
+
+    @classmethod
+    def random(cls, checkpoint: Checkpoint, tokens: int, side: int) -> "Inputs":
+        """Normal numbers of bfloat16."""
+        flux = checkpoint.config("transformer", "FluxTransformer2DModel")
+        t5 = checkpoint.config("text_encoder_2", "T5EncoderModel")
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).bfloat16().float()
+
+        return cls(
+            torch.randint(t5["vocab_size"], (tokens,), generator=generator),
+            normal(side**2, flux["in_channels"]),
+            normal(side**2, flux["in_channels"]),
+            normal(tokens, flux["joint_attention_dim"]),
+            normal(flux["pooled_projection_dim"]),
+            side,
+        )
+
+    @property
+    def image_ids(self) -> torch.Tensor:
+        return torch.cat([image_ids(self.side, self.side, index) for index in (0, 1)])
+
+
+def errors(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> list[Error]:
+    """Of T5 and of the transformer."""
+    ours = our_t5(checkpoint, device, precision, inputs, depths) | our_transformer(
+        checkpoint, device, precision, inputs, depths
+    )
+    float32, bfloat16 = (
+        torch_t5(checkpoint, dtype, inputs, depths) | torch_transformer(checkpoint, dtype, inputs, depths)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    return [
+        Error(name, pcc(ours[name], exact), relative_rmse(ours[name], exact), relative_rmse(bfloat16[name], exact))
+        for name, exact in float32.items()
+    ]
+
+
+def our_t5(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> States:
+    model = Models(checkpoint, device, PRECISIONS[precision])["t5"]
+    states: States = {}
+    model.layers = _recorded(model.layers, "T5 layer", depths, states)
+    states["T5"] = _host(model(inputs.ids))
+    return states
+
+
+def our_transformer(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> States:
+    models = Models(checkpoint, device, PRECISIONS[precision])
+    guidance = GUIDANCE if models.transformer_config.guidance_embeds else None
+    pooled = upload(inputs.pooled[None, None, None], device, ttnn.bfloat16)
+    table = models["modulation"]([TIME], guidance, pooled)
+    models.release("modulation")
+    model = models["transformer"]
+    states: States = {}
+    model.double_blocks = _recorded(model.double_blocks, "block", depths, states)
+    model.single_blocks = _recorded(model.single_blocks, "block", depths, states, len(model.double_blocks))
+    latents, reference, context = (
+        upload(x[None, None], device, ttnn.bfloat16) for x in (inputs.latents, inputs.reference, inputs.context)
+    )
+    positions = model.positions(inputs.image_ids, len(inputs.context))
+    states["velocity"] = _host(model(latents, reference, context, positions, table.step(0)))
+    return states
+
+
+@torch.no_grad()
+def torch_t5(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Inputs, depths: Sequence[int]) -> States:
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config.from_dict(checkpoint.config("text_encoder_2", "T5EncoderModel")))
+    states: States = {}
+    _hook(model.encoder.block, "T5 layer", depths, states, lambda out: out[0])
+    _stream(model.to(dtype), checkpoint.tensors("text_encoder_2"), dtype)
+    states["T5"] = model(inputs.ids[None])[0][0].float()
+    return states
+
+
+@torch.no_grad()
+def torch_transformer(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Inputs, depths: Sequence[int]) -> States:
+    config = checkpoint.config("transformer", "FluxTransformer2DModel")
+    with torch.device("meta"), quiet():
+        model = FluxTransformer2DModel.from_config(config).to(dtype)
+    states: States = {}
+    _hook(model.transformer_blocks, "block", depths, states, lambda out: out[1])
+    doubles = len(model.transformer_blocks)
+    _hook(model.single_transformer_blocks, "block", depths, states, lambda out: torch.cat(out, 1), doubles)
+    _stream(model, checkpoint.tensors("transformer"), dtype)
+    (velocity,) = model(
+        hidden_states=torch.cat([inputs.latents, inputs.reference])[None].to(dtype),
+        encoder_hidden_states=inputs.context[None].to(dtype),
+        pooled_projections=inputs.pooled[None].to(dtype),
+        timestep=torch.tensor([TIME]),
+        guidance=torch.tensor([GUIDANCE]) if config["guidance_embeds"] else None,
+        txt_ids=torch.zeros(len(inputs.context), 3),
+        img_ids=inputs.image_ids,
+        return_dict=False,
+    )
+    states["velocity"] = velocity[0, : len(inputs.latents)].float()
+    return states
+
+
+def _stream(model: torch.nn.Module, tensors: TensorFiles, dtype: torch.dtype) -> None:
+    """Gives each layer of a model on the meta device its weights while it computes."""
+
+    def stream(name: str, module: torch.nn.Module, absent: dict[str, torch.nn.Parameter]) -> None:
+        def load(*_):
+            for key in absent:
+                full = "shared.weight" if name == "encoder.embed_tokens" else f"{name}.{key}"  # T5's are tied
+                module._parameters[key] = torch.nn.Parameter(tensors.read(full).to(dtype), requires_grad=False)
+
+        module.register_forward_pre_hook(load)
+        module.register_forward_hook(lambda *_: module._parameters.update(absent))
+
+    for name, module in model.eval().named_modules():
+        absent = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
+        if absent:
+            stream(name, module, absent)
+
+
+def _hook(blocks, name: str, depths: Sequence[int], states: States, pick: Callable, before: int = 0) -> None:
+    """Records what blocks give; `before` blocks came before them."""
+    for depth, block in enumerate(blocks, before + 1):
+        if depth in depths:
+            block.register_forward_hook(
+                lambda _module, _args, out, key=f"{name} {depth}": states.update({key: pick(out)[0].float()})
+            )
+
+
+def _recorded(blocks: Sequence[Callable], name: str, depths: Sequence[int], states: States, before: int = 0) -> list:
+    """The same of our blocks; of a double block the image, as with diffusers'."""
+
+    def recording(block: Callable, key: str) -> Callable:
+        def call(*args):
+            out = block(*args)
+            states[key] = _host(out[0] if isinstance(out, tuple) else out)
+            return out
+
+        return call
+
+    return [
+        recording(block, f"{name} {depth}") if depth in depths else block
+        for depth, block in enumerate(blocks, before + 1)
+    ]
+
+
+def _host(x: "ttnn.Tensor") -> torch.Tensor:
+    return ttnn.to_torch(x)[0, 0].float()
+
+
+def table(found: Sequence[Error]) -> str:
+    lines = [f"{'state':<14}{'PCC':>10}{'rel. RMSE':>11}{'torch bf16':>12}{'ratio':>7}"]
+    for error in found:
+        figures = f"{error.pcc:>10.6f}{error.rmse:>11.5f}{error.torch_rmse:>12.5f}{error.ratio:>7.2f}"
+        lines.append(f"{error.state:<14}{figures}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Errors by depth.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--side", type=int, default=256, help="pixels of the result and the reference (%(default)s)")
+    parser.add_argument("--device", default="emulated:p150")
+    arguments = parser.parse_args()
+    checkpoint = Checkpoint(arguments.checkpoint)
+    inputs = Inputs.random(checkpoint, TEXT_TOKENS, arguments.side // 16)
+    with open_device(arguments.device) as device:
+        print(table(errors(checkpoint, device, arguments.precision, inputs, DEPTHS)))
+
+
+if __name__ == "__main__":
+    main()
