@@ -13,7 +13,7 @@ PICTURES = Path(__file__).parent / "pictures"
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for. Without `weights` a tiny random model runs, at a small size."""
+    """What the command line asks for. Without `weights` the tiny trained model runs, at its small size."""
 
     prompt: str
     image: Image.Image
@@ -30,7 +30,7 @@ def pytest_addoption(parser):
     group.addoption("--prompt", default="make the circle red", help="what to change (default: %(default)s)")
     group.addoption("--image", default=str(PICTURES / "circle.png"), help="picture to edit (default: a bundled one)")
     group.addoption("--out", default="out/edited.png", help="where the result goes (default: %(default)s)")
-    group.addoption("--weights", help="checkpoint folder or hub id (default: a tiny one with random weights)")
+    group.addoption("--weights", help="checkpoint folder or hub id (default: the tiny one in demo/tiny_kontext)")
     group.addoption("--device", help="emulated or silicon (default: a card where there is one, else emulated)")
     group.addoption("--steps", type=int, default=28, help="denoising steps (default: %(default)s)")
     group.addoption("--guidance", type=float, default=2.5, help="guidance scale (default: %(default)s)")

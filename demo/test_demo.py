@@ -13,8 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from reference.accuracy import pcc
-from reference.make_checkpoint import make_checkpoint
-from reference.pipeline import load, quiet
+from reference.pipeline import TINY_KONTEXT, load, quiet
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.residency import DoesNotFit
@@ -24,15 +23,9 @@ TINY_AREA = 128 * 128  # pixels
 MULTIPLE = 16
 
 
-@pytest.fixture
-def weights(options, tmp_path):
-    """The checkpoint asked for, or a tiny one with random weights."""
-    with quiet():
-        return options.weights or make_checkpoint(tmp_path / "tiny")
-
-
-def test_edit(mesh_device, options, weights, report, capfd):
+def test_edit(mesh_device, options, report, capfd):
     tiny = options.weights is None
+    weights = options.weights or TINY_KONTEXT
     image = options.image
     arguments = {"prompt": options.prompt, "num_inference_steps": options.steps, "guidance_scale": options.guidance}
     if tiny:
@@ -65,7 +58,7 @@ def test_edit(mesh_device, options, weights, report, capfd):
         assert pcc(*pixels) > 0.99
     report += [f"edited picture:      {options.out}", f"before and after:    {sheet}"]
     if tiny:
-        report.append("The weights are random: name real ones with --weights FOLDER_OR_HUB_ID for an edit.")
+        report.append("These weights know coloured shapes alone. FLUX.1 Kontext's own: --weights FOLDER_OR_HUB_ID")
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Did the edit work? The rule, and the rates of any pipeline on edits that training never saw.
 
-python -m reference.evaluate CHECKPOINT --count 500                              # diffusers in float32
-python -m reference.evaluate CHECKPOINT --count 500 --device emulated --precision bfp8
+python -m reference.evaluate                                        # diffusers in float32
+python -m reference.evaluate --device emulated --precision bfp8     # ours
 """
 
 import argparse
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tt_flux_kontext import FluxKontextPipeline, open_device
 
-from .pipeline import load
+from .pipeline import TINY_KONTEXT, load
 from .scenes import SIDE, Edit, changed_region, draw, held_out_edits
 from .wording import EDIT_KINDS
 
@@ -29,7 +29,7 @@ TEXT_LENGTH = 56
 """`max_sequence_length` that holds any sentence of `wording`."""
 
 EditPictures = Callable[[Sequence[Image.Image | None], Sequence[str]], Sequence[Image.Image]]
-"""Pictures (None: text to image) and sentences to pictures after the edit, all of SIDE x SIDE pixels."""
+"""Pictures, or None for each where text alone says what to paint, and sentences; gives pictures, all SIDE x SIDE."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,11 @@ def report(edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> str:
 def editor(pipe, steps: int = 20, guidance: float = 2.5, seed: int = 0) -> EditPictures:
     """A pipeline, ours or diffusers', as a callable for `evaluate`; the same noise for the same place in a batch."""
 
-    def edit_pictures(pictures: Sequence[Image.Image], sentences: Sequence[str]) -> Sequence[Image.Image]:
-        references = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
-        references = references.permute(0, 3, 1, 2).float() / 255
+    def edit_pictures(pictures: Sequence[Image.Image | None], sentences: Sequence[str]) -> Sequence[Image.Image]:
+        references = None
+        if pictures[0] is not None:
+            references = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+            references = references.permute(0, 3, 1, 2).float() / 255
         return pipe(
             image=references,
             prompt=list(sentences),
@@ -113,7 +115,7 @@ def editor(pipe, steps: int = 20, guidance: float = 2.5, seed: int = 0) -> EditP
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Success rates of a checkpoint.")
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", nargs="?", default=TINY_KONTEXT)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", help="of tt_flux_kontext, such as emulated; without it diffusers runs in float32")

@@ -13,6 +13,9 @@ import torch
 import transformers
 from diffusers import FluxKontextPipeline
 
+TINY_KONTEXT = Path(__file__).parents[1] / "demo" / "tiny_kontext"
+"""A tiny checkpoint that `reference.train` made: it edits pictures of coloured shapes, 128 x 128."""
+
 
 @dataclass(frozen=True)
 class Call:
