@@ -46,14 +46,14 @@ def bf16(x: torch.Tensor) -> torch.Tensor:
 @cache
 def models(size: str) -> dict[str, torch.nn.Module]:
     """The four models in float32, with gradients off: all of a tiny Flux, or few layers of the real widths."""
-    built = build_models(SIZES["tiny"], clip_vocabulary=640, t5_vocabulary=640) if size == "tiny" else real_widths()
+    built = build_models(SIZES["tiny"], clip_vocabulary=640, t5_vocabulary=640) if size == "tiny" else _real_widths()
     for seed, model in enumerate(built.values()):
         randomize(model.requires_grad_(False).eval(), seed=seed)
     return built
 
 
 @no_init_weights()
-def real_widths() -> dict[str, torch.nn.Module]:
+def _real_widths() -> dict[str, torch.nn.Module]:
     """One double and one single block, one T5 layer, all of CLIP-L and of the VAE; weights are yet to be given."""
     clip = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, eos_token_id=2

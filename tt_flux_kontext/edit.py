@@ -8,7 +8,6 @@ import torch
 from loguru import logger
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.inputs import Text
 from tt_flux_kontext.models.modulation import ModulationTable
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.residency import EditSize, Models
@@ -23,6 +22,19 @@ class Phase:
     seconds: float
     step: int = 0
     steps: int = 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """Prompts for both encoders, or embeddings in their place. Either way one entry per prompt."""
+
+    clip: list[str] | None = None
+    t5: list[str] | None = None
+    embeds: torch.Tensor | None = None  # [B, S, J]
+    pooled: torch.Tensor | None = None  # [B, P]
+
+    def __len__(self) -> int:
+        return len(self.embeds if self.clip is None else self.clip)
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,17 @@
 """What a caller may ask of the pipeline: checked, and brought to one form, before anything runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
+from tt_flux_kontext.edit import Text
 from tt_flux_kontext.resolution import reference_size
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds")
 MAX_SEQUENCE_LENGTH = 512
-
-
-@dataclass(frozen=True)
-class Text:
-    """Prompts for both encoders, or embeddings in their place. Either way one entry per prompt."""
-
-    clip: list[str] | None = None
-    t5: list[str] | None = None
-    embeds: torch.Tensor | None = None  # [B, S, J]
-    pooled: torch.Tensor | None = None  # [B, P]
-
-    def __len__(self) -> int:
-        return len(self.embeds if self.clip is None else self.clip)
 
 
 def text_input(

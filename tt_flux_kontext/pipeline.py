@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from tt_flux_kontext.checkpoint import Checkpoint
-from tt_flux_kontext.edit import Edit, Editor, Phase
-from tt_flux_kontext.inputs import Text, check_numbers, image_input, text_input
+from tt_flux_kontext.edit import Edit, Editor, Phase, Text
+from tt_flux_kontext.inputs import check_numbers, image_input, text_input
 from tt_flux_kontext.precision import BF16, PRECISIONS, Precision
 from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import output_size, pack_latents

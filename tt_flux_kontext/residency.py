@@ -18,6 +18,24 @@ from tt_flux_kontext.weight_cache import WeightCache, cache_folder
 # Bytes of DRAM that an edit keeps from phase to phase: context, modulation table, latents, TT-NN's tables of windows.
 LASTING = 200_000_000
 
+COMPONENTS = {
+    "text_encoder": ("CLIPTextModel", clip_config),
+    "text_encoder_2": ("T5EncoderModel", t5_config),
+    "transformer": ("FluxTransformer2DModel", TransformerConfig.from_dict),
+    "vae": ("AutoencoderKL", VAEConfig.from_dict),
+}
+"""Of each folder of a checkpoint: the class that its config.json names, and what reads that file's fields."""
+
+MODELS = {
+    "clip": ("text_encoder", CLIPTextEncoder),
+    "t5": ("text_encoder_2", T5Encoder),
+    "vae encoder": ("vae", Encoder),
+    "modulation": ("transformer", Modulation),
+    "transformer": ("transformer", Transformer),
+    "vae decoder": ("vae", Decoder),
+}
+"""The models in an edit's order, with the component that their weights are part of."""
+
 
 @dataclass(frozen=True)
 class EditSize:
@@ -39,9 +57,7 @@ class DoesNotFit(RuntimeError):
 
 
 class Models:
-    """Gives models with their weights on the device, where they stay until another one needs the room.
-
-    Models, in an edit's order: `clip`, `t5`, `vae encoder`, `modulation`, `transformer`, `vae decoder`.
+    """Gives the models of MODELS with their weights on the device, where they stay until another one needs the room.
 
     Loading one that takes more than a second shows a bar; `progress_bar_config` are arguments of tqdm for it.
 
@@ -52,12 +68,9 @@ class Models:
     def __init__(self, checkpoint: Checkpoint, device, precision: Precision):
         self.device = device
         self.precision = precision
-        self.vae_config = vae = VAEConfig.from_dict(checkpoint.config("vae", "AutoencoderKL"))
-        self.transformer_config = transformer = TransformerConfig.from_dict(
-            checkpoint.config("transformer", "FluxTransformer2DModel")
-        )
-        self.t5_config = t5 = t5_config(checkpoint.config("text_encoder_2", "T5EncoderModel"))
-        clip = clip_config(checkpoint.config("text_encoder", "CLIPTextModel"))
+        configs = {name: read(checkpoint.config(name, kind)) for name, (kind, read) in COMPONENTS.items()}
+        clip, t5, transformer, vae = configs.values()
+        self.t5_config, self.transformer_config, self.vae_config = t5, transformer, vae
         for what, given, wanted in (
             ("in_channels", transformer.in_channels, 4 * vae.latent_channels),
             ("joint_attention_dim", transformer.joint_attention_dim, t5.d_model),
@@ -68,14 +81,9 @@ class Models:
                     f"The transformer's {what} is {given}, but its neighbour in the pipeline gives {wanted}."
                 )
         self._models = {
-            "clip": ("text_encoder", CLIPTextEncoder, clip),
-            "t5": ("text_encoder_2", T5Encoder, t5),
-            "vae encoder": ("vae", Encoder, vae),
-            "modulation": ("transformer", Modulation, transformer),
-            "transformer": ("transformer", Transformer, transformer),
-            "vae decoder": ("vae", Decoder, vae),
+            name: (component, model_class, configs[component]) for name, (component, model_class) in MODELS.items()
         }
-        self._tensors = {component: checkpoint.tensors(component) for component, *_ in self._models.values()}
+        self._tensors = {component: checkpoint.tensors(component) for component in COMPONENTS}
         self._bytes = self.weight_bytes(precision)
         self._workspace = dict.fromkeys(self._models, 0)
         self._resident = {}  # the one used last comes last

@@ -21,6 +21,7 @@ OTHERS = [
     Request((512, 512), (512, 512), "bfp8", text_tokens=77),
     Request(SQUARE, None, "bfp8"),  # text to image
 ]
+TOO_LARGE = Request(SQUARE, SQUARE, "bf16")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,7 +43,7 @@ def begin_planning(request):
 @pytest.fixture(scope="session")
 def plans_begun(begin_square_plan, background) -> list[Future]:
     """Edits of all sizes: a list for each process with a device of its own."""
-    halves = BUCKETS[::2] + OTHERS[:1], BUCKETS[1::2] + OTHERS[1:]
+    halves = BUCKETS[::2] + OTHERS, BUCKETS[1::2] + [TOO_LARGE]
     begun = [background.submit(plan, "n150", half) for half in halves]
     for system in SQUARE_SYSTEMS:
         begin_square_plan(system)
@@ -51,5 +52,5 @@ def plans_begun(begin_square_plan, background) -> list[Future]:
 
 @pytest.fixture(scope="session")
 def plans(square_plan, plans_begun) -> list[Plan]:
-    """Edits of all sizes."""
+    """Edits of all sizes, and last the one that is too large."""
     return [square_plan(system) for system in SQUARE_SYSTEMS] + [each for job in plans_begun for each in job.result()]

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from reference.make_checkpoint import make_checkpoint
-from reference.torch_models import real_widths, weights
 from tests.mock.recording import Recorder
 from tests.pcc.test_pipeline import picture
 from tt_flux_kontext import FluxKontextPipeline
@@ -14,10 +13,13 @@ from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.clip import CLIPTextEncoder
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.t5 import T5Encoder
-from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
-from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
-from tt_flux_kontext.models.weights import upload
+from tt_flux_kontext.models.transformer import Transformer
+from tt_flux_kontext.models.vae import Decoder, Encoder
+from tt_flux_kontext.models.weights import Weights, upload
+from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
 from tt_flux_kontext.planner.mock_device import run
+from tt_flux_kontext.precision import BF16
+from tt_flux_kontext.residency import COMPONENTS
 from tt_flux_kontext.resolution import image_ids
 
 LEAST = 300  # distinct calls: fewer would mean that the recorder misses some
@@ -49,24 +51,25 @@ def edits(checkpoint, precision: str, device) -> None:
     pipe(height=96, width=96, **common)
 
 
-@torch.no_grad()
 def of_real_widths(device) -> None:
-    """One double and one single block, one T5 layer, CLIP-L and the VAE, on little input; values don't matter."""
-    models = real_widths()
-    for model in models.values():
-        for parameter in model.parameters():
-            parameter.zero_()
-    clip, t5, transformer, vae = models.values()
-    config, part = TransformerConfig.from_dict(dict(transformer.config)), weights(transformer, device)
-    pooled = CLIPTextEncoder(clip.config, weights(clip, device))(torch.arange(77))
-    context = T5Encoder(t5.config, weights(t5, device))(torch.arange(77))
-    table = Modulation(config, part)([1.0, 0.5], 2.5, pooled)
-    ids = torch.cat([image_ids(4, 4, 0), image_ids(4, 6, 1)])
-    reference = Encoder(VAEConfig.from_dict(dict(vae.config)), weights(vae, device))(torch.zeros(3, 64, 96))
-    model = Transformer(config, part)
+    """One double and one single block, one T5 layer, CLIP-L and the VAE, on little input; weights have no values."""
+    checkpoint = ShapeCheckpoint()
+
+    def model(model_class: type, component: str, **layers: int):
+        _, read_config = COMPONENTS[component]
+        config = read_config(checkpoint.config(component, "") | layers)
+        return model_class(config, Weights(checkpoint.tensors(component), BF16, device))
+
+    pooled = model(CLIPTextEncoder, "text_encoder")(torch.arange(77))
+    context = model(T5Encoder, "text_encoder_2", num_layers=1)(torch.arange(77))
+    blocks = {"num_layers": 1, "num_single_layers": 1}
+    table = model(Modulation, "transformer", **blocks)([1.0, 0.5], 2.5, pooled)
+    reference = model(Encoder, "vae")(torch.zeros(3, 64, 96))
     noise = upload(torch.zeros(1, 1, 16, 64), device, ttnn.bfloat16)
-    velocity = model(noise, reference, context, model.positions(ids, 77), table.step(1))
-    Decoder(VAEConfig.from_dict(dict(vae.config)), weights(vae, device))(velocity, 64, 64)
+    transformer = model(Transformer, "transformer", **blocks)
+    ids = torch.cat([image_ids(4, 4, 0), image_ids(4, 6, 1)])
+    velocity = transformer(noise, reference, context, transformer.positions(ids, 77), table.step(1))
+    model(Decoder, "vae")(velocity, 64, 64)
 
 
 def test_real_ttnn_gives_tensors_of_the_same_form(calls, tmp_path, capsys):

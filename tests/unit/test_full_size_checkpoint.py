@@ -20,6 +20,7 @@ from reference.random_models import build_models, full_models, random_values
 from reference.sizes import Size
 from tests.unit.test_reference_checkpoint import FILES
 from tt_flux_kontext.checkpoint import Checkpoint
+from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
 from tt_flux_kontext.precision import BF16
 from tt_flux_kontext.residency import Models
 
@@ -238,3 +239,11 @@ def test_memory_is_that_of_a_piece_and_a_killed_run_leaves_nothing_that_looks_wh
     assert written > 300e6 and int(run.stdout) < 40e6
     assert not (tmp_path / "killed").exists()
     assert not [path for path in tmp_path.glob(".killed-*/work/model_index.json")]
+
+
+def test_the_planner_has_the_shapes_of_diffusers():
+    for component, model in full_models().items():
+        prefix = "text_model." if component == "text_encoder" else ""  # in the files
+        expected = {prefix + key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
+        entries = ShapeCheckpoint().tensors(component).entries
+        assert {key: entry.shape for key, entry in entries.items()} == expected

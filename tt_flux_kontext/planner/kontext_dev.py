@@ -4,14 +4,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from tt_flux_kontext.checkpoint import Entry
-from tt_flux_kontext.edit import Edit, Editor
-from tt_flux_kontext.inputs import Text
-from tt_flux_kontext.precision import PRECISIONS
-from tt_flux_kontext.residency import Models
+from tt_flux_kontext.edit import Edit, Editor, Text
+from tt_flux_kontext.models.weights import Weights
+from tt_flux_kontext.precision import BF16, PRECISIONS
+from tt_flux_kontext.residency import COMPONENTS, MODELS, Models
 
 CLIP_TOKENS = 77
 
@@ -58,27 +56,30 @@ class ShapeCheckpoint:
         return CONFIGS[component]
 
     def tensors(self, component: str) -> "ShapeTensors":
-        config = CONFIGS[component]
-        with torch.device("meta"):
-            if component == "text_encoder":
-                model = CLIPTextModel(CLIPTextConfig.from_dict(config))
-            elif component == "text_encoder_2":
-                model = T5EncoderModel(T5Config.from_dict(config))
-            else:
-                model = {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL}[component].from_config(config)
-        return ShapeTensors(component, model.state_dict())
+        _, read_config = COMPONENTS[component]
+        tensors = ShapeTensors(component)
+        for owner, model_class in MODELS.values():
+            if owner == component:
+                model_class(read_config(CONFIGS[component]), _Wishes(tensors, BF16))
+        return tensors
 
 
 class ShapeTensors:
     """Stands in for the `TensorFiles` of one component."""
 
-    def __init__(self, component: str, tensors: dict[str, torch.Tensor]):
+    def __init__(self, component: str):
         self.folder = Path(component)
-        self.meta = tensors
-        self.entries = {key: Entry(self.folder, tuple(tensor.shape)) for key, tensor in tensors.items()}
+        self.entries: dict[str, Entry] = {}
 
     def read(self, key: str) -> torch.Tensor:
-        return self.meta[key]
+        return torch.empty(self.entries[key].shape, device="meta")
+
+
+class _Wishes(Weights):
+    """Enters what a model asks for. To ask diffusers for the shapes would take seconds to import it."""
+
+    def _note(self, name: str, shape: tuple[int, ...], size: int) -> None:
+        self.tensors.entries[self.prefix + name] = Entry(self.tensors.folder, shape)
 
 
 def full_size_editor(device, precision: str) -> Editor:

@@ -20,10 +20,11 @@ from tt_flux_kontext.residency import DoesNotFit
 
 def main() -> None:
     warnings.filterwarnings("ignore")  # of torch, about meta tensors
-    gc.disable()  # captures are a million small objects without cycles
+    gc.disable()  # captures are a million small objects without cycles, to be looked at again and again
     with answer() as request, open_device("silicon") as device:
         for edit in request["edits"]:
             _plan(request["system"], device, **edit)
+            gc.collect()  # traces in libraries' exceptions may hold on to its models
 
 
 def _plan(system: str, device, precision: str | None, **shape) -> None:
