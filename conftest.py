@@ -1,29 +1,14 @@
 """Fixtures with tt-metal's names, tiny checkpoints, and the accuracy table at the end of a run."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from reference.accuracy import BAR, pcc, relative_rmse
+from reference.accuracy import BAR, Accuracy
 from reference.make_checkpoint import make_checkpoint
 from tt_flux_kontext.device import open_device
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """One line of the table. The two errors are relative RMSE against torch in float32."""
-
-    module: str
-    pcc: float
-    error: float
-    torch_error: float
-
-    @property
-    def ratio(self) -> float:
-        return self.error / self.torch_error
 
 
 @pytest.fixture
@@ -60,7 +45,7 @@ def check_accuracy(request):
     ) -> None:
         """`limit` bounds the relative RMSE itself too, where torch in bfloat16 is no measure."""
         assert out.shape == reference.shape
-        row = Accuracy(module, pcc(out, reference), relative_rmse(out, reference), relative_rmse(torch_bf16, reference))
+        row = Accuracy.of(module, out, reference, torch_bf16)
         assert row.ratio <= BAR and row.error <= limit, (
             f"{module}: relative RMSE {row.error:.5f} is {row.ratio:.2f} x that of torch bfloat16, "
             f"{row.torch_error:.5f}; PCC {row.pcc:.6f}"

@@ -1,5 +1,7 @@
 """How near two tensors are: the two figures of every accuracy claim."""
 
+from dataclasses import dataclass
+
 import torch
 
 BAR = 1.25
@@ -17,3 +19,22 @@ def relative_rmse(out: torch.Tensor, reference: torch.Tensor) -> float:
     """||out - reference|| / ||reference||, a fraction."""
     out, reference = out.double(), reference.double()
     return float((out - reference).norm() / reference.norm())
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One line of a table. The two errors are relative RMSE against torch in float32: ours, torch's in bfloat16."""
+
+    module: str
+    pcc: float
+    error: float
+    torch_error: float
+
+    @property
+    def ratio(self) -> float:
+        return self.error / self.torch_error
+
+    @classmethod
+    def of(cls, module: str, out: torch.Tensor, reference: torch.Tensor, torch_bf16: torch.Tensor) -> "Accuracy":
+        """Of our result, with those of torch in float32 and in bfloat16."""
+        return cls(module, pcc(out, reference), relative_rmse(out, reference), relative_rmse(torch_bf16, reference))

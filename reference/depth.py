@@ -23,7 +23,7 @@ from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.residency import Models
 from tt_flux_kontext.resolution import image_ids
 
-from .accuracy import pcc, relative_rmse
+from .accuracy import Accuracy
 from .pipeline import quiet
 
 DEPTHS = (1, 5, 10, 19, 57)
@@ -33,20 +33,6 @@ TIME, GUIDANCE = 0.5, 2.0  # which bfloat16 holds, also times 1000
 
 States = dict[str, torch.Tensor]
 """Hidden states after some blocks, and the output, by name."""
-
-
-@dataclass(frozen=True)
-class Error:
-    """Of one state against torch in float32, ours and that of torch in bfloat16."""
-
-    state: str
-    pcc: float
-    rmse: float
-    torch_rmse: float
-
-    @property
-    def ratio(self) -> float:
-        return self.rmse / self.torch_rmse
 
 
 @dataclass(frozen=True)
@@ -84,7 +70,7 @@ class Inputs:
         return torch.cat([image_ids(self.side, self.side, index) for index in (0, 1)])
 
 
-def errors(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> list[Error]:
+def errors(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> list[Accuracy]:
     """Of T5 and of the transformer."""
     ours = our_t5(checkpoint, device, precision, inputs, depths) | our_transformer(
         checkpoint, device, precision, inputs, depths
@@ -93,10 +79,7 @@ def errors(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depth
         torch_t5(checkpoint, dtype, inputs, depths) | torch_transformer(checkpoint, dtype, inputs, depths)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    return [
-        Error(name, pcc(ours[name], exact), relative_rmse(ours[name], exact), relative_rmse(bfloat16[name], exact))
-        for name, exact in float32.items()
-    ]
+    return [Accuracy.of(name, ours[name], exact, bfloat16[name]) for name, exact in float32.items()]
 
 
 def our_t5(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> States:
@@ -208,11 +191,11 @@ def _host(x: "ttnn.Tensor") -> torch.Tensor:
     return ttnn.to_torch(x)[0, 0].float()
 
 
-def table(found: Sequence[Error]) -> str:
+def table(found: Sequence[Accuracy]) -> str:
     lines = [f"{'state':<14}{'PCC':>10}{'rel. RMSE':>11}{'torch bf16':>12}{'ratio':>7}"]
-    for error in found:
-        figures = f"{error.pcc:>10.6f}{error.rmse:>11.5f}{error.torch_rmse:>12.5f}{error.ratio:>7.2f}"
-        lines.append(f"{error.state:<14}{figures}")
+    for row in found:
+        figures = f"{row.pcc:>10.6f}{row.error:>11.5f}{row.torch_error:>12.5f}{row.ratio:>7.2f}"
+        lines.append(f"{row.module:<14}{figures}")
     return "\n".join(lines)
 
 
