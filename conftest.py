@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reference.accuracy import BAR, Accuracy
+from reference.accuracy import BAR, Accuracy, table
 from reference.make_checkpoint import make_checkpoint
 from tt_flux_kontext.device import open_device
 
@@ -63,8 +63,4 @@ def pytest_terminal_summary(terminalreporter, config):
     if not rows:
         return
     terminalreporter.section(f"accuracy against torch float32 (ratio at most {BAR})")
-    terminalreporter.line(f"{'module':<44}{'PCC':>10}{'rel. RMSE':>11}{'torch bf16':>11}{'ratio':>7}")
-    for row in rows:
-        terminalreporter.line(
-            f"{row.module:<44}{row.pcc:>10.6f}{row.error:>11.5f}{row.torch_error:>11.5f}{row.ratio:>7.2f}"
-        )
+    terminalreporter.write_line(table(rows))

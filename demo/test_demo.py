@@ -3,16 +3,13 @@
 pytest demo --prompt "make the circle red" --image in.png --out edited.png [--weights FOLDER_OR_HUB_ID]
 """
 
-import os
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from reference.accuracy import pcc
+from reference.gallery import save
 from reference.pipeline import TINY_KONTEXT, load, quiet
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.checkpoint import CheckpointError
@@ -45,9 +42,9 @@ def test_edit(mesh_device, options, report, capfd):
     except (CheckpointError, DoesNotFit) as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
 
-    _save(edited, options.out)
+    save(edited, options.out)
     sheet = options.out.with_name(f"{options.out.stem}_before_after.png")
-    _save(_before_after(image, edited, options.prompt), sheet)
+    save(_before_after(image, edited, options.prompt), sheet)
     report += [f"{name:<20}{seconds:>8.2f} s" for name, seconds in pipe.timings.items()]
     report.append(f"{'total':<20}{sum(pipe.timings.values()):>8.2f} s")
     if tiny:  # small enough for torch in float32 beside it
@@ -59,15 +56,6 @@ def test_edit(mesh_device, options, report, capfd):
     report += [f"edited picture:      {options.out}", f"before and after:    {sheet}"]
     if tiny:
         report.append("These weights know coloured shapes alone. FLUX.1 Kontext's own: --weights FOLDER_OR_HUB_ID")
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    """Whole or not at all: written beside its place, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
-        picture.save(file.name)
-    os.replace(file.name, path)
-    path.chmod(0o644)
 
 
 def _before_after(before: Image.Image, after: Image.Image, prompt: str) -> Image.Image:

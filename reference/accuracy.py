@@ -1,5 +1,6 @@
-"""How near two tensors are: the two figures of every accuracy claim."""
+"""How near two tensors are: the two figures of every accuracy claim, and the table of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -38,3 +39,10 @@ class Accuracy:
     def of(cls, module: str, out: torch.Tensor, reference: torch.Tensor, torch_bf16: torch.Tensor) -> "Accuracy":
         """Of our result, with those of torch in float32 and in bfloat16."""
         return cls(module, pcc(out, reference), relative_rmse(out, reference), relative_rmse(torch_bf16, reference))
+
+
+def table(rows: Iterable[Accuracy]) -> str:
+    """For people: a line each."""
+    lines = [f"{'module':<44}{'PCC':>10}{'rel. RMSE':>11}{'torch bf16':>11}{'ratio':>7}"]
+    lines += [f"{r.module:<44}{r.pcc:>10.6f}{r.error:>11.5f}{r.torch_error:>11.5f}{r.ratio:>7.2f}" for r in rows]
+    return "\n".join(lines)

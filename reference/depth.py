@@ -23,7 +23,7 @@ from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.residency import Models
 from tt_flux_kontext.resolution import image_ids
 
-from .accuracy import Accuracy
+from .accuracy import Accuracy, table
 from .pipeline import quiet
 
 DEPTHS = (1, 5, 10, 19, 57)
@@ -32,19 +32,26 @@ TEXT_TOKENS = 512
 TIME, GUIDANCE = 0.5, 2.0  # which bfloat16 holds, also times 1000
 
 States = dict[str, torch.Tensor]
-"""Hidden states after some blocks, and the output, by name."""
+"""By name: hidden states [tokens, features] after some blocks, and the output; float32."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the models get: token ids of T5; for the transformer packed latents, context and pooled text."""
+    """What the models get.
+
+    Attributes:
+        ids: of T5's tokens, int64 [T].
+        latents, reference: packed, [side * side, C].
+        context, pooled: for the transformer, [T, J] and [P]; not what T5 makes of `ids`.
+        side: tokens along an edge of the noise and of the reference.
+    """
 
     ids: torch.Tensor
     latents: torch.Tensor
     reference: torch.Tensor
     context: torch.Tensor
     pooled: torch.Tensor
-    side: int  # tokens along an edge of the noise and of the reference
+    side: int
 
     @classmethod
     def random(cls, checkpoint: Checkpoint, tokens: int, side: int) -> "Inputs":
@@ -71,10 +78,15 @@ class Inputs:
 
 
 def errors(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> list[Accuracy]:
-    """Of T5 and of the transformer."""
-    ours = our_t5(checkpoint, device, precision, inputs, depths) | our_transformer(
-        checkpoint, device, precision, inputs, depths
-    )
+    """Of T5 and of the transformer, after those blocks and at their ends.
+
+    Args:
+        device: an open one, with room for the transformer.
+        precision: a name in `PRECISIONS`.
+        depths: counted from 1; those that a model has not are left out.
+    """
+    models = checkpoint, device, precision, inputs, depths
+    ours = our_t5(*models) | our_transformer(*models)
     float32, bfloat16 = (
         torch_t5(checkpoint, dtype, inputs, depths) | torch_transformer(checkpoint, dtype, inputs, depths)
         for dtype in (torch.float32, torch.bfloat16)
@@ -83,6 +95,7 @@ def errors(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depth
 
 
 def our_t5(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> States:
+    """After some layers, and the last hidden state."""
     model = Models(checkpoint, device, PRECISIONS[precision])["t5"]
     states: States = {}
     model.layers = _recorded(model.layers, "T5 layer", depths, states)
@@ -91,6 +104,7 @@ def our_t5(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depth
 
 
 def our_transformer(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> States:
+    """After some blocks (of double ones the image's rows), and the velocity of the noise, at one time."""
     models = Models(checkpoint, device, PRECISIONS[precision])
     guidance = GUIDANCE if models.transformer_config.guidance_embeds else None
     pooled = upload(inputs.pooled[None, None, None], device, ttnn.bfloat16)
@@ -110,6 +124,7 @@ def our_transformer(checkpoint: Checkpoint, device, precision: str, inputs: Inpu
 
 @torch.no_grad()
 def torch_t5(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Inputs, depths: Sequence[int]) -> States:
+    """As `our_t5`, by transformers' T5EncoderModel."""
     with torch.device("meta"):
         model = T5EncoderModel(T5Config.from_dict(checkpoint.config("text_encoder_2", "T5EncoderModel")))
     states: States = {}
@@ -121,6 +136,7 @@ def torch_t5(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Inputs, depths:
 
 @torch.no_grad()
 def torch_transformer(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Inputs, depths: Sequence[int]) -> States:
+    """As `our_transformer`, by diffusers' FluxTransformer2DModel."""
     config = checkpoint.config("transformer", "FluxTransformer2DModel")
     with torch.device("meta"), quiet():
         model = FluxTransformer2DModel.from_config(config).to(dtype)
@@ -189,14 +205,6 @@ def _recorded(blocks: Sequence[Callable], name: str, depths: Sequence[int], stat
 
 def _host(x: "ttnn.Tensor") -> torch.Tensor:
     return ttnn.to_torch(x)[0, 0].float()
-
-
-def table(found: Sequence[Accuracy]) -> str:
-    lines = [f"{'state':<14}{'PCC':>10}{'rel. RMSE':>11}{'torch bf16':>12}{'ratio':>7}"]
-    for row in found:
-        figures = f"{row.pcc:>10.6f}{row.error:>11.5f}{row.torch_error:>12.5f}{row.ratio:>7.2f}"
-        lines.append(f"{row.module:<14}{figures}")
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ python -m reference.gallery [CHECKPOINT]
 """
 
 import argparse
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +43,15 @@ def turns_sheet(ours: EditPictures, theirs: EditPictures) -> Image.Image:
     return _sheet(("", *TURNS), rows)
 
 
+def save(picture: Image.Image, path: Path) -> None:
+    """Whole or not at all: written beside its place, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
+        picture.save(file.name)
+    os.replace(file.name, path)
+    path.chmod(0o644)
+
+
 def _sheet(titles: Sequence[str], rows: dict[str, Sequence[Image.Image]]) -> Image.Image:
     titles = [_wrapped(title) for title in titles]
     head = _LINE * max(title.count("\n") + 1 for title in titles)
@@ -72,7 +83,7 @@ def _wrapped(title: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw edits.png and turns.png.")
     parser.add_argument("checkpoint", nargs="?", default=TINY_KONTEXT)
-    parser.add_argument("--out", type=Path, default="demo/pictures", help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("demo/pictures"), help="folder (default: %(default)s)")
     parser.add_argument("--device", default="emulated", help="of tt_flux_kontext (default: %(default)s)")
     arguments = parser.parse_args()
     theirs = editor(load(arguments.checkpoint))
@@ -81,7 +92,7 @@ def main() -> None:
         pipe.set_progress_bar_config(disable=True)
         ours = editor(pipe)
         for name, sheet in (("edits", edits_sheet), ("turns", turns_sheet)):
-            sheet(ours, theirs).save(arguments.out / f"{name}.png")
+            save(sheet(ours, theirs), arguments.out / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from .wording import EDIT_KINDS
 _GRID = SIDE // 16
 _VARIANTS = 5
 _CHANGED_WEIGHT = 3.0
+_KINDS = EDIT_KINDS + ("background", "reshape", "two")  # the ones that are hard to learn twice as often
 
 
 def scenes_of(seed: int, index: int) -> list[Scene]:
@@ -118,10 +119,10 @@ def _optimizers(model: torch.nn.ModuleDict) -> list[torch.optim.Optimizer]:
 
 
 def _edits(latents: torch.Tensor, count: int, seed: int, rng: Random) -> tuple[list[str], torch.Tensor, torch.Tensor]:
-    """Sentences and the tokens before and after, [count, tokens, 64], every kind of edit as often as the others."""
+    """Sentences and the tokens before and after, [count, tokens, 64], of each kind in `_KINDS` in turn."""
     sentences, before, after = [], [], []
     for i in range(count):
-        index, edit = _edit_of_kind(EDIT_KINDS[i % len(EDIT_KINDS)], len(latents), seed, rng)
+        index, edit = _edit_of_kind(_KINDS[i % len(_KINDS)], len(latents), seed, rng)
         scenes = scenes_of(seed, index)
         sentences.append(edit.instruction)
         before.append(latents[index, scenes.index(edit.before)])

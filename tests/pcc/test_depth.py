@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reference.accuracy import BAR
-from reference.depth import DEPTHS, TEXT_TOKENS, Inputs, errors, table, torch_t5
+from reference.accuracy import BAR, table
+from reference.depth import DEPTHS, TEXT_TOKENS, Inputs, errors, torch_t5
 from reference.make_checkpoint import make_checkpoint
 from reference.pipeline import load
 from tt_flux_kontext.checkpoint import Checkpoint
