@@ -29,6 +29,15 @@ def test_planned_edit(square_plan, system, stage):
     _hold(off_target(f"{system}, {stage}", target, targets.figures(square_plan(system))[stage]), RENEW)
 
 
+def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plan):
+    square = square_plan("p150")
+    weights = [phase.weights for phase in square.phases]
+    # The modulation's are given back on purpose, and nothing else.
+    modulation = weights[3] - weights[2]
+    assert weights[-1] == pytest.approx(weights[3] - modulation + (weights[4] - weights[2]) + (weights[6] - weights[5]))
+    assert weights[-1] > 27e9 and square.best == "bf16"
+
+
 @pytest.mark.usefixtures("needs_ttnn")
 @pytest.mark.parametrize("system", ["n150", "p150"])  # one of each kind of chip
 def test_device_operations_of_blocks(system):

@@ -36,7 +36,9 @@ WRONG = [
     (["--weights", "/no/such/folder"], "'/no/such/folder' is neither a folder here nor a repository"),
 ]
 # One process for all: it takes seconds to start.
-RUN_ALL = "import json, sys, pytest; [pytest.main(['demo', *a]) for a in json.loads(sys.argv[1]) if not print(end='\f')]"
+RUN_ALL = (
+    "import json, sys, pytest; [pytest.main(['demo', *a]) for a in json.loads(sys.argv[1]) if not print(end='\f')]"
+)
 
 
 def test_says_what_is_wrong():

@@ -111,7 +111,9 @@ def test_an_edit_that_does_not_fit_is_refused_before_the_first_upload(tiny_check
     pipe = FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device, precision="bf16")
     with monkeypatch.context() as context:
         context.setattr(residency, "dram_bytes", lambda device: (0, residency.LASTING + 1000))
-        with pytest.raises(DoesNotFit, match="DRAM in bf16:(?s:.)*transformer .* too much(?s:.)*It fits in no precision"):
+        with pytest.raises(
+            DoesNotFit, match="DRAM in bf16:(?s:.)*transformer .* too much(?s:.)*It fits in no precision"
+        ):
             pipe(**FAST)
     assert in_use(mesh_device) == 0
     pipe(**FAST)
