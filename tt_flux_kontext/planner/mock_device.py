@@ -152,6 +152,7 @@ def environment(system: str, folder: Path) -> dict[str, str]:
         "TT_METAL_DISABLE_BACKTRACE": "1",
         "TT_LOGGER_LEVEL": "off",
         "LOGURU_LEVEL": "ERROR",
+        "OMP_NUM_THREADS": "1",  # torch has no values to compute with; more threads would only wait, and busily
         # Nothing outside the folder: no sessions of Open MPI in /tmp, no segments in shared memory.
         "TMPDIR": str(folder),
         "OMPI_MCA_btl": "self",
