@@ -13,7 +13,7 @@ from reference.make_checkpoint import build_models, randomize
 from reference.sizes import SIZES
 from tt_flux_kontext.checkpoint import Entry
 from tt_flux_kontext.models.weights import Weights
-from tt_flux_kontext.precision import BF16
+from tt_flux_kontext.precision import EXACT
 
 
 class StateDict:
@@ -30,7 +30,7 @@ class StateDict:
 
 
 def weights(module: torch.nn.Module, device) -> Weights:
-    return Weights(StateDict(module), BF16, device)
+    return Weights(StateDict(module), EXACT, device)
 
 
 def in_bf16(module: torch.nn.Module) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer, T5TokenizerFast
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.edit import Edit, Editor, Phase, Text
 from tt_flux_kontext.inputs import check_numbers, image_input, text_input
-from tt_flux_kontext.precision import BF16, PRECISIONS, Precision
+from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
 from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import output_size, pack_latents
 from tt_flux_kontext.schedule import sigma_schedule
@@ -35,7 +35,7 @@ class FluxKontextPipeline:
     Raises `CheckpointError` when a model's files don't fit its config, before anything reaches the device.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device, precision: Precision | None = None):
+    def __init__(self, checkpoint: Checkpoint, device, precision: Policy | None = None):
         folder = checkpoint.folder
         models = Models(checkpoint, device, precision or BF16)
         if precision is None:

@@ -1,4 +1,4 @@
-"""Which weights get which number format, and how exactly the matrix engine multiplies."""
+"""Precision policies: which model's weights get which number format, and how exactly the matrix engine multiplies."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,13 @@ from tt_flux_kontext.backend import ttnn
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """A precision policy. Activations, norms, biases, embeddings and the VAE are bfloat16 in all of them.
+    """Of one model. Activations, norms, biases, embeddings and convolutions are bfloat16 in all of them.
 
     Attributes:
-        name: what users call it.
         linear_weights: TT-NN dtype of the matrices of linear layers.
         math_fidelity: passes of the matrix engine over a bfloat16 mantissa; HiFi4 multiplies exactly.
     """
 
-    name: str
     linear_weights: str
     math_fidelity: str
 
@@ -50,7 +48,30 @@ def _kernel_config(device: "ttnn.MeshDevice", math_fidelity: str):
 
 # HiFi2 would drop the lowest bit of bfloat16 activations, a bias of 0.3 % in every product. Beside the error of
 # bfloat8_b weights it doesn't matter, and it is twice as fast.
-BF16 = Precision(name="bf16", linear_weights="bfloat16", math_fidelity="HiFi4")
-BFP8 = Precision(name="bfp8", linear_weights="bfloat8_b", math_fidelity="HiFi2")
+EXACT = Precision(linear_weights="bfloat16", math_fidelity="HiFi4")
+COMPACT = Precision(linear_weights="bfloat8_b", math_fidelity="HiFi2")
 
-PRECISIONS = {precision.name: precision for precision in (BF16, BFP8)}
+
+@dataclass(frozen=True)
+class Policy:
+    """What users call by name: the precision of the transformer, and that of all other models.
+
+    The transformer is most of an edit's memory and nearly all of its time. The others, its modulation among them, run
+    once an edit and take turns on the device.
+    """
+
+    name: str
+    transformer: Precision
+    others: Precision
+
+    def of(self, model: str) -> Precision:
+        """Of a model of `residency.Models`."""
+        return self.transformer if model == "transformer" else self.others
+
+
+BF16 = Policy("bf16", EXACT, EXACT)
+BFP8_MIXED = Policy("bfp8_mixed", COMPACT, EXACT)
+BFP8 = Policy("bfp8", COMPACT, COMPACT)
+
+PRECISIONS = {policy.name: policy for policy in (BF16, BFP8_MIXED, BFP8)}
+"""From the most accurate to the smallest."""

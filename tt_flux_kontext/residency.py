@@ -12,7 +12,7 @@ from tt_flux_kontext.models.t5 import T5Encoder, t5_config
 from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
 from tt_flux_kontext.models.weights import Weights, survey
-from tt_flux_kontext.precision import PRECISIONS, Precision
+from tt_flux_kontext.precision import PRECISIONS, Policy
 from tt_flux_kontext.weight_cache import WeightCache, cache_folder
 
 # Bytes of DRAM that an edit keeps from phase to phase: context, modulation table, latents, TT-NN's tables of windows.
@@ -65,7 +65,7 @@ class Models:
     models don't fit together.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device, precision: Precision):
+    def __init__(self, checkpoint: Checkpoint, device, precision: Policy):
         self.device = device
         self.precision = precision
         configs = {name: read(checkpoint.config(name, kind)) for name, (kind, read) in COMPONENTS.items()}
@@ -129,12 +129,14 @@ class Models:
                 return name
         return None
 
-    def weight_bytes(self, precision: Precision) -> dict[str, int]:
+    def weight_bytes(self, precision: Policy) -> dict[str, int]:
         """Bytes of each model's weights; strict, as `survey` is."""
         sizes = {}
         for component, tensors in self._tensors.items():
-            models = {name: rest for name, (owner, *rest) in self._models.items() if owner == component}
-            sizes |= dict(zip(models, survey(list(models.values()), tensors, precision)))
+            models = {
+                name: (*rest, precision.of(name)) for name, (owner, *rest) in self._models.items() if owner == component
+            }
+            sizes |= dict(zip(models, survey(list(models.values()), tensors)))
         return sizes
 
     def workspaces(self, size: EditSize) -> dict[str, int]:
@@ -164,16 +166,16 @@ class Models:
 
     def _load(self, name: str):
         component, model_class, config = self._models[name]
-        tensors, size = self._tensors[component], self._bytes[name]
+        tensors, size, precision = self._tensors[component], self._bytes[name], self.precision.of(name)
         if not isinstance(tensors, TensorFiles):  # a plan's have shapes only
-            return model_class(config, Weights(tensors, self.precision, self.device))
+            return model_class(config, Weights(tensors, precision, self.device))
 
         def build(keep):
             with self._bar(f"{name} weights", size) as bar:
-                weights = Weights(tensors, self.precision, self.device, keep=keep, progress=bar.update)
+                weights = Weights(tensors, precision, self.device, keep=keep, progress=bar.update)
                 return model_class(config, weights)
 
-        return self._cache.build(name, tensors, self.precision, self.device, size, build, self._bar)
+        return self._cache.build(name, tensors, precision, self.device, size, build, self._bar)
 
     def _bar(self, what: str, size: int) -> tqdm:
         ours = {"desc": what, "total": size, "unit": "B", "unit_scale": True, "delay": 1, "leave": False}

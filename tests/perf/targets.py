@@ -15,7 +15,7 @@ from tt_flux_kontext.planner.plan import Plan, Request, plan
 
 PATH = Path(__file__).with_name("targets.json")
 RENEW = "python -m tests.perf.targets"
-PRECISIONS = {"n150": "bfp8", "p100": "bf16", "p150": "bf16"}  # of each system the most accurate one that fits
+PRECISIONS = {"n150": "bfp8_mixed", "p100": "bf16", "p150": "bf16"}  # of each system the most accurate one that fits
 SQUARE = (1024, 1024)
 STEPS = 28
 

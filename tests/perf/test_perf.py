@@ -16,6 +16,8 @@ from tt_flux_kontext.device import open_device
 from tt_flux_kontext.pipeline import FluxKontextPipeline
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import run
+from tt_flux_kontext.planner.plan import Request, plan
+from tt_flux_kontext.planner.roofline import CALIBRATION
 
 # Device operations of one denoising step. A block's modulation is a product for each of its streams; "modulation" has
 # those of a double block (2), a single block (1) and the output norm (1).
@@ -36,6 +38,16 @@ def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plan):
     modulation = weights[3] - weights[2]
     assert weights[-1] == pytest.approx(weights[3] - modulation + (weights[4] - weights[2]) + (weights[6] - weights[5]))
     assert weights[-1] > 27e9 and square.best == "bf16"
+
+
+@pytest.mark.usefixtures("needs_ttnn")
+def test_calibration_is_what_the_model_says():
+    """In the precision of the public figures' VAE."""
+    (edit,) = plan("n150", [Request(SQUARE, SQUARE, "bfp8")])
+    modelled = {phase.name: phase.seconds for phase in edit.phases}
+    for figure, name in zip(CALIBRATION[1:], ("vae encoder", "vae decoder"), strict=True):
+        assert modelled[name] == pytest.approx(figure.modelled, rel=0.01)
+    assert all(abs(figure.error) < 0.1 for figure in CALIBRATION)
 
 
 @pytest.mark.usefixtures("needs_ttnn")
@@ -75,7 +87,7 @@ def test_measured_step(card, capsys):
 
 
 def _precision(system: str) -> str:
-    return PRECISIONS.get(system, "bfp8")  # any other card: what fits them all
+    return PRECISIONS.get(system, "bfp8_mixed")  # any other card: what fits them all
 
 
 def _report_and_hold(file: str, system: str, seconds: dict[str, float], capsys) -> None:

@@ -66,5 +66,5 @@ def test_refused(pipe, mesh_device, arguments, match):
 
 
 def test_unknown_precision(tiny_checkpoint, mesh_device):
-    with pytest.raises(ValueError, match="Unknown precision 'int4': it is one of bf16, bfp8"):
+    with pytest.raises(ValueError, match="Unknown precision 'int4': it is one of bf16, bfp8_mixed, bfp8"):
         FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device, precision="int4")

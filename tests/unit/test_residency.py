@@ -10,7 +10,7 @@ from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.pipeline import USUAL_EDIT
-from tt_flux_kontext.precision import BF16, BFP8
+from tt_flux_kontext.precision import BF16, BFP8, BFP8_MIXED, COMPACT, EXACT, PRECISIONS
 from tt_flux_kontext.residency import DoesNotFit
 
 FAST = {"prompt": "a", "max_area": 64 * 64, "max_sequence_length": 32, "num_inference_steps": 2, "output_type": "pt"}
@@ -72,13 +72,13 @@ def test_modulation_weights_are_gone_before_the_first_step(tiny_checkpoint, mesh
     assert in_steps[0] > 0 and in_steps[1:] == [0]
 
 
-@pytest.mark.parametrize("precision", [BF16, BFP8], ids=lambda precision: precision.name)
+@pytest.mark.parametrize("precision", [EXACT, COMPACT], ids=["exact", "compact"])
 def test_surveyed_bytes_are_those_taken(tiny_checkpoint, mesh_device, precision):
     checkpoint = Checkpoint(tiny_checkpoint)
-    pipe = FluxKontextPipeline(checkpoint, mesh_device, precision)
+    config = TransformerConfig.from_dict(checkpoint.config("transformer", "FluxTransformer2DModel"))
     tensors = checkpoint.tensors("transformer")
-    models = [(Modulation, pipe.transformer_config), (Transformer, pipe.transformer_config)]
-    for (model, config), expected in zip(models, survey(models, tensors, precision), strict=True):
+    models = [(Modulation, config, precision), (Transformer, config, precision)]
+    for (model, *_), expected in zip(models, survey(models, tensors), strict=True):
         before = in_use(mesh_device)
         built = model(config, Weights(tensors, precision, mesh_device))
         # Buffers are spread over all banks, so small ones take somewhat more.
@@ -86,18 +86,23 @@ def test_surveyed_bytes_are_those_taken(tiny_checkpoint, mesh_device, precision)
         del built
 
 
-def test_bfp8_takes_less(tiny_checkpoint):
-    tensors = Checkpoint(tiny_checkpoint).tensors("transformer")
-    config = TransformerConfig.from_dict(Checkpoint(tiny_checkpoint).config("transformer", "FluxTransformer2DModel"))
-    models = [(Modulation, config), (Transformer, config)]
-    assert sum(survey(models, tensors, BFP8)) < 0.8 * sum(survey(models, tensors, BF16))
+def test_the_most_accurate_policy_comes_first_and_takes_most(tiny_checkpoint, mesh_device):
+    assert list(PRECISIONS.values()) == [BF16, BFP8_MIXED, BFP8]
+    models = residency.Models(Checkpoint(tiny_checkpoint), mesh_device, BF16)
+    exact, mixed, compact = (models.weight_bytes(policy) for policy in PRECISIONS.values())
+    assert mixed == exact | {"transformer": compact["transformer"]}
+    assert sum(compact.values()) < sum(mixed.values()) < sum(exact.values())
 
 
 def test_precision_is_by_default_the_most_accurate_that_fits(tiny_checkpoint, mesh_device, monkeypatch):
-    assert FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device).precision is BF16
-    needed = [max(sizes(tiny_checkpoint, mesh_device, precision)) for precision in (BF16, BFP8)]
-    monkeypatch.setattr(residency, "dram_bytes", lambda device: (0, sum(needed) // 2))
-    assert FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device).precision is BFP8
+    def default():
+        return FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device).precision
+
+    assert default() is BF16
+    needed = [max(sizes(tiny_checkpoint, mesh_device, policy)) for policy in PRECISIONS.values()]
+    for size in needed:
+        monkeypatch.setattr(residency, "dram_bytes", lambda device, size=size: (0, size))
+        assert default() is next(p for p, least in zip(PRECISIONS.values(), needed) if least <= size)
 
 
 def sizes(checkpoint, device, precision) -> list[int]:

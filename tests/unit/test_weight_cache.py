@@ -28,7 +28,7 @@ from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.planner.kontext_dev import full_size_editor
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.precision import BF16, BFP8
+from tt_flux_kontext.precision import BF16, BFP8, EXACT, Policy
 from tt_flux_kontext.residency import Models
 from tt_flux_kontext.weight_cache import STALE, VARIABLE, WeightCache, cache_folder
 
@@ -140,7 +140,7 @@ def test_what_differs_in_anything_has_an_entry_of_its_own(tiny_checkpoint, mesh_
     load(tiny_checkpoint, mesh_device)
     load(other, mesh_device)
     load(tiny_checkpoint, mesh_device, precision=BFP8)
-    load(tiny_checkpoint, mesh_device, precision=dataclasses.replace(BF16, math_fidelity="HiFi2"))
+    load(tiny_checkpoint, mesh_device, precision=Policy("quick", EXACT, dataclasses.replace(EXACT, math_fidelity="HiFi2")))
     monkeypatch.setattr(weight_cache, "FORMAT", weight_cache.FORMAT + 1)
     load(tiny_checkpoint, mesh_device)
     assert entries(cache) == ["clip"] * 5
@@ -403,7 +403,8 @@ with open_device("emulated") as device:
 def fill(checkpoint, deadly="", gate="") -> subprocess.Popen:
     """A process that fills the cache, and is killed when it has written the file of the name `deadly`."""
     command = [sys.executable, "-c", FILL, str(checkpoint), deadly, str(gate)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"TQDM_DISABLE": "1"}  # a busy machine would show a bar
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_killed_process_leaves_nothing_that_counts(tiny_checkpoint, mesh_device, cache, warnings):
@@ -494,7 +495,7 @@ from tt_flux_kontext.checkpoint import TensorFiles
 from tt_flux_kontext.device import open_device
 from tt_flux_kontext.models.t5 import T5Encoder, t5_config
 from tt_flux_kontext.models.weights import Weights, survey
-from tt_flux_kontext.precision import BF16
+from tt_flux_kontext.precision import EXACT
 from tt_flux_kontext.weight_cache import WeightCache, cache_folder
 
 def memory(of):
@@ -502,14 +503,14 @@ def memory(of):
 
 config = t5_config(json.load(open(sys.argv[1] + "/config.json")))
 tensors = TensorFiles(Path(sys.argv[1]))
-(size,) = survey([(T5Encoder, config)], tensors, BF16)
+(size,) = survey([(T5Encoder, config, EXACT)], tensors)
 with open_device("emulated") as device:
     def build(keep):
-        return T5Encoder(config, Weights(tensors, BF16, device, keep=keep))
+        return T5Encoder(config, Weights(tensors, EXACT, device, keep=keep))
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
     before = memory("VmRSS")
     bar = lambda what, size: tqdm(disable=True)
-    model = WeightCache(cache_folder()).build("t5", tensors, BF16, device, size, build, bar)
+    model = WeightCache(cache_folder()).build("t5", tensors, EXACT, device, size, build, bar)
     print(json.dumps({"size": size, "beyond": memory("VmHWM") - before - size}))
 """
 

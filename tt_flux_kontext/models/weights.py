@@ -14,14 +14,14 @@ from tt_flux_kontext.weight_cache import Keep, uncached
 _TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b": 576}
 
 
-def survey(models: Sequence[tuple[type, object]], tensors: TensorFiles, precision: Precision) -> list[int]:
-    """Holds a component's files against the models `(class, config)` that share them, without reading a tensor.
+def survey(models: Sequence[tuple[type, object, Precision]], tensors: TensorFiles) -> list[int]:
+    """Holds a component's files against the models (class, config, precision) that share them; reads no tensor.
 
     Returns the bytes that each model's parameters take in DRAM. Strict: raises `CheckpointError` that names all tensors
     which are missing, unexpected or of another shape than the config asks for, with their files.
     """
     ledgers = []
-    for model_class, config in models:
+    for model_class, config, precision in models:
         weights = Weights(tensors, precision)
         model_class(config, weights)
         ledgers.append(weights.ledger)
