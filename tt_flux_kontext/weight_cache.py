@@ -1,7 +1,7 @@
 """Parameters in the form that the device takes, kept on disk: a second start reads them and converts nothing.
 
     FOLDER/hashes/                     sha256 of checkpoint files by path, size and time, so that none is hashed twice
-    FOLDER/transformer-1a2b.../        an entry: what one model has on the device under one precision policy
+    FOLDER/transformer-1a2b.../        an entry: what one model has on the device in one precision
         manifest.json                  its key; [name, file, bytes, CRC-32] of each tensor in the model's order
         00000.tensorbin ...            by ttnn.dump_tensor
     FOLDER/.3c4d....filling/           an entry in the making; it gets its name when it is whole

@@ -7,7 +7,7 @@ from tt_flux_kontext.backend import watch
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import open_device
 from tt_flux_kontext.planner.mock_device import answer
-from tt_flux_kontext.precision import PRECISIONS
+from tt_flux_kontext.precision import BF16, BFP8
 from tt_flux_kontext.residency import Models
 
 NAMES = ("clip", "t5", "modulation", "transformer")
@@ -33,7 +33,7 @@ def _load(checkpoint: str, device) -> tuple[Counter, list[str]]:
         return result
 
     with watch(note):
-        for precision in PRECISIONS.values():
+        for precision in (BF16, BFP8):
             models = Models(Checkpoint(checkpoint), device, precision)
             for name in NAMES:
                 models[name]
