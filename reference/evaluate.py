@@ -17,8 +17,8 @@ from tqdm import tqdm
 from tt_flux_kontext import FluxKontextPipeline, open_device
 
 from .pipeline import TINY_KONTEXT, load
-from .scenes import SIDE, Edit, changed_region, draw, held_out_edits
-from .wording import EDIT_KINDS
+from .scenes import SIDE, Edit, Scene, changed_region, draw, held_out_edits
+from .wording import COLOURS, EDIT_KINDS
 
 MAX_CHANGED_ERROR = 0.1
 """Limit of the mean absolute error in the changed region, as a fraction of the range."""
@@ -62,6 +62,19 @@ def judge(before: Image.Image, target: Image.Image, result: Image.Image) -> Outc
     kept = np.square(error[~changed]).mean() if (~changed).any() else 0.0
     kept_psnr = float(-10 * np.log10(kept)) if kept else float("inf")
     return Outcome(float(np.abs(error[changed]).mean()) if changed.any() else 0.0, kept_psnr)
+
+
+def has_colours(scene: Scene, picture: Image.Image) -> bool:
+    """Whether a picture has the colours of a scene and no others, wherever its shapes stand.
+
+    By the nearest of COLOURS of each pixel: most are of the ground's, 1 % or more of each shape's, and 5 % at most of
+    all others together.
+    """
+    pixels = np.asarray(picture, dtype=np.float64)[:, :, None]
+    nearest = np.square(pixels - list(COLOURS.values())).sum(-1).argmin(-1)
+    shares = {name: (nearest == i).mean() for i, name in enumerate(COLOURS)}
+    ground, shapes = shares[scene.ground], [shares[shape.colour] for shape in scene.shapes]
+    return bool(ground > 0.5 and min(shapes) >= 0.01 and ground + sum(shapes) >= 0.95)
 
 
 def evaluate(edit_pictures: EditPictures, edits: Sequence[Edit], batch: int = 16) -> list[Outcome]:

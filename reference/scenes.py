@@ -156,6 +156,18 @@ def held_out_edits(count: int, seed: int = 0) -> list[Edit]:
     return chosen
 
 
+def held_out_descriptions(count: int, seed: int = 0) -> list[tuple[Scene, str]]:
+    """Scenes of one shape, and sentences that describe them and that training never sees."""
+    rng = Random(f"held out descriptions {seed}")
+    chosen = []
+    while len(chosen) < count:
+        scene = _random_scene(rng)
+        sentence = describe(scene, rng)
+        if len(scene.shapes) == 1 and is_held_out(sentence):
+            chosen.append((scene, sentence))
+    return chosen
+
+
 def _paint(scene: Scene, ground, fill: Callable[[Shape], object], mode: str, zoom: int = _SUPERSAMPLING) -> Image.Image:
     """The scene in any palette, drawn `zoom` times as large and then reduced."""
     picture = Image.new(mode, (SIDE * zoom, SIDE * zoom), ground)

@@ -33,7 +33,7 @@ class Recipe:
     text_steps: int = 800
     text_batch: int = 128
     families: int = 2000
-    transformer_steps: int = 6000
+    transformer_steps: int = 6200
     batch: int = 32
     compiled: bool = False
 

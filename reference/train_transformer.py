@@ -1,7 +1,7 @@
 """Stage 3 of the recipe: the transformer learns the edits, and the text encoders go on learning with it.
 
 The VAE is frozen, and the latents of all pictures are computed once. Rectified flow on the tokens of the picture after
-the edit, given those of the picture before; one step in sixteen is text to image. The guidance is drawn around FLUX's
+the edit, given those of the picture before; one step in six is text to image. The guidance is drawn around FLUX's
 2.5 and means nothing here. Text is padded to 48 or 56 tokens, now and then to the pipeline's default of 512, so that
 any `max_sequence_length` from 48 on works.
 """
@@ -24,7 +24,7 @@ from .wording import EDIT_KINDS
 _GRID = SIDE // 16
 _VARIANTS = 5
 _CHANGED_WEIGHT = 3.0
-_KINDS = EDIT_KINDS + ("background", "reshape", "two")  # the ones that are hard to learn twice as often
+_KINDS = EDIT_KINDS + 2 * ("background", "two")  # the ones that are hard to learn more often
 
 
 def scenes_of(seed: int, index: int) -> list[Scene]:
@@ -67,7 +67,7 @@ def train_transformer(
         torch.manual_seed(hash((seed, step)))
         length = text_length(rng)
         count = batch if length < T5_LENGTH else max(1, batch // 8)
-        if rng.random() < 1 / 16:
+        if rng.random() < 1 / 6:
             sentences, after = _pictures(latents, count, seed, rng)
             before = None
         else:

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from reference.evaluate import EditPictures, editor, evaluate, report
+from reference.evaluate import EditPictures, editor, evaluate, has_colours, report
 from reference.pipeline import TINY_KONTEXT
-from reference.scenes import Edit, held_out_edits
+from reference.scenes import Edit, held_out_descriptions, held_out_edits
 from tt_flux_kontext import FluxKontextPipeline, open_device
+from tt_flux_kontext.precision import PRECISIONS
 
 STEPS = 8  # enough for these pictures
 EDITS = held_out_edits(24)
@@ -17,7 +18,7 @@ HALF = EDITS[:12]
 LEAST, CHANCE = 16, 2  # how many succeed: seen are 17 of 24, and 0 and 1 of 12 in the controls
 
 
-@pytest.fixture(scope="module", params=["bf16", "bfp8"])
+@pytest.fixture(scope="module", params=PRECISIONS)
 def edit_pictures(request) -> EditPictures:
     with open_device() as device:
         pipe = FluxKontextPipeline.from_pretrained(TINY_KONTEXT, device=device, precision=request.param)
@@ -47,3 +48,11 @@ def test_no_edit_succeeds_without_its_reference(edit_pictures):
         return edit_pictures([None] * len(pictures), sentences)
 
     assert successes(blind, HALF) <= CHANCE
+
+
+@pytest.mark.parametrize("edit_pictures", ["bf16"], indirect=True)
+def test_text_alone_gives_the_colours_that_it_names(edit_pictures):
+    scenes, sentences = zip(*held_out_descriptions(12))
+    pictures = edit_pictures([None] * 12, sentences)
+    assert sum(map(has_colours, scenes, pictures)) >= 9
+    assert sum(map(has_colours, scenes[1:] + scenes[:1], pictures)) <= CHANCE

@@ -1,5 +1,6 @@
 """Scenes, edits and the rule of success."""
 
+import re
 from dataclasses import replace
 from random import Random
 
@@ -9,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from reference.evaluate import evaluate, judge, report
-from reference.scenes import SIDE, changed_region, draw, draw_kinds, edits, family, held_out_edits, is_held_out
+from reference.evaluate import evaluate, has_colours, judge, report
+from reference.scenes import (
+    SIDE,
+    changed_region,
+    draw,
+    draw_kinds,
+    edits,
+    family,
+    held_out_descriptions,
+    held_out_edits,
+    is_held_out,
+)
 from reference.wording import COLOURS, EDIT_KINDS, SHAPES
 
 families = st.integers(0, 10**6).map(lambda seed: family(Random(seed)))
@@ -85,6 +96,17 @@ def test_the_right_picture_succeeds_and_wrong_ones_fail():
         other = draw(replace(edit.after, ground=next(c for c in COLOURS if c != edit.after.ground)))
         assert not judge(before, target, other).success
         assert not judge(before, target, Image.new("RGB", target.size, "grey")).success
+
+
+def test_colours_are_found_wherever_shapes_stand():
+    for scene, sentence in held_out_descriptions(12):
+        (shape,) = scene.shapes
+        assert is_held_out(sentence) and {shape.colour, scene.ground} < set(re.findall(r"\w+", sentence.lower()))
+        assert has_colours(scene, draw(scene)) and has_colours(scene, draw(scene).rotate(180))
+        other = next(colour for colour in COLOURS if colour not in (scene.ground, shape.colour))
+        assert not has_colours(scene, draw(replace(scene, ground=other)))
+        assert not has_colours(scene, draw(replace(scene, slots=(replace(shape, colour=other),))))
+        assert not has_colours(scene, Image.new("RGB", (SIDE, SIDE), COLOURS[scene.ground]))
 
 
 def test_pictures_of_other_sizes_are_refused():

@@ -140,7 +140,11 @@ def test_what_differs_in_anything_has_an_entry_of_its_own(tiny_checkpoint, mesh_
     load(tiny_checkpoint, mesh_device)
     load(other, mesh_device)
     load(tiny_checkpoint, mesh_device, precision=BFP8)
-    load(tiny_checkpoint, mesh_device, precision=Policy("quick", EXACT, dataclasses.replace(EXACT, math_fidelity="HiFi2")))
+    load(
+        tiny_checkpoint,
+        mesh_device,
+        precision=Policy("quick", EXACT, dataclasses.replace(EXACT, math_fidelity="HiFi2")),
+    )
     monkeypatch.setattr(weight_cache, "FORMAT", weight_cache.FORMAT + 1)
     load(tiny_checkpoint, mesh_device)
     assert entries(cache) == ["clip"] * 5
