@@ -42,7 +42,7 @@ def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plan):
 
 @pytest.mark.usefixtures("needs_ttnn")
 def test_calibration_is_what_the_model_says():
-    """In the precision of the public figures' VAE."""
+    """With the VAE in HiFi2, for which the public figures are taken."""
     (edit,) = plan("n150", [Request(SQUARE, SQUARE, "bfp8")])
     modelled = {phase.name: phase.seconds for phase in edit.phases}
     for figure, name in zip(CALIBRATION[1:], ("vae encoder", "vae decoder"), strict=True):

@@ -82,4 +82,4 @@ def seconds(operations: Sequence[Operation], system: str) -> float:
 def calibration() -> str:
     """One line: how far the model is off the public figures."""
     errors = ", ".join(f"{figure.what} {100 * figure.error:+.0f} %" for figure in CALIBRATION)
-    return f"Times are modelled, not measured. The model against public figures of one N150: {errors}."
+    return f"Times are modelled, not measured. The model against public figures of one N150, taken for HiFi2: {errors}."
