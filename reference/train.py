@@ -2,9 +2,9 @@
 
     python -m reference.train OUT
 
-Four stages: tokenizers, VAE, text encoders, then transformer and text encoders together. The state of each lies in a
-working folder, so that the same command goes on where it was stopped, and `--steps 0` writes what an unfinished run has
-learnt so far. OUT gets the averaged weights in bfloat16.
+Five stages: tokenizers, VAE, its decoder alone, text encoders, then transformer and text encoders together. The state
+of each lies in a working folder, so that the same command goes on where it was stopped, and `--steps 0` writes what an
+unfinished run has learnt so far. OUT gets the averaged weights in bfloat16.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from .sizes import TRAINED, Size
 from .tokenizers import load_tokenizers
 from .train_text import TextEncoders, train_text
 from .train_transformer import precompute, train_transformer
-from .train_vae import psnr, train_vae
+from .train_vae import psnr, train_decoder, train_vae
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Recipe:
     size: Size = TRAINED
     vae_steps: int = 2500
     vae_batch: int = 16
+    decoder_steps: int = 1600
     text_steps: int = 800
     text_batch: int = 128
     families: int = 2000
@@ -70,6 +71,7 @@ def train_models(work: Path, recipe: Recipe, seed: int = 0) -> Models:
     torch.manual_seed(seed)
     models = build_models(recipe.size, *(len(tokenizer) for tokenizer in tokenizers))
     vae = train_vae(models["vae"], work / "vae.pt", recipe.vae_steps, seed, recipe.vae_batch, recipe.compiled)
+    vae = train_decoder(vae, work / "decoder.pt", recipe.decoder_steps, seed, compiled=recipe.compiled)
     logger.info(f"vae: {psnr(vae):.1f} dB on new scenes")
     encoders = TextEncoders(models["text_encoder"], models["text_encoder_2"], tokenizers)
     encoders = train_text(encoders, work / "text.pt", recipe.text_steps, seed, recipe.text_batch)

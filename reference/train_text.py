@@ -1,4 +1,4 @@
-"""Stage 2 of the recipe: the text encoders learn to understand the sentences before they meet the transformer.
+"""Stage 3 of the recipe: the text encoders learn to understand the sentences before they meet the transformer.
 
 From CLIP's pooled vector, and from every token that T5 gives, padding included, linear heads (thrown away later) read
 the meaning of a sentence as a table: for each kind of shape what shall happen to it, and the new ground's colour.

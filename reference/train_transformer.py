@@ -1,4 +1,4 @@
-"""Stage 3 of the recipe: the transformer learns the edits, and the text encoders go on learning with it.
+"""Stage 4 of the recipe: the transformer learns the edits, and the text encoders go on learning with it.
 
 The VAE is frozen, and the latents of all pictures are computed once. Rectified flow on the tokens of the picture after
 the edit, given those of the picture before; one step in six is text to image. The guidance is drawn around FLUX's

@@ -1,4 +1,4 @@
-"""Stage 1 of the recipe: the VAE.
+"""Stages 1 and 2 of the recipe: the VAE, then its decoder alone.
 
 Trained in the space that the transformer works in, `(z - shift_factor) * scaling_factor`, with three aims beside the
 picture itself: each channel has mean 0 and standard deviation 1; pictures survive a little noise on the latents, which
@@ -50,6 +50,33 @@ def train_vae(vae: AutoencoderKL, file: Path, steps: int, seed: int = 0, batch: 
     return fit("vae", model, _optimizers(model), loss, steps, file, decay=0.995)["vae"]
 
 
+def train_decoder(vae: AutoencoderKL, file: Path, steps: int, seed: int = 0, batch: int = 4, compiled: bool = False):
+    """Trains the decoder on whole pictures, at a quarter of the rates; returns the VAE with the decoder averaged.
+
+    Latents stay what they are, so that this may come at any time, even after the transformer. Shapes weigh as much as
+    the ground, however small they are, and noise on the latents is anything from none to `train_vae`'s: what an edit
+    should leave alone gets sharper.
+
+    Args:
+        vae: trained; changed in place.
+        file: the state of the training, to resume from.
+        batch: pictures in a step.
+        compiled: as for `train_vae`.
+    """
+    vae = vae.to(memory_format=torch.channels_last)
+    objective = torch.compile(_decoder_objective, dynamic=False) if compiled else _decoder_objective
+
+    def loss(step: int) -> torch.Tensor:
+        pictures, kinds = _batch(Random(f"decoder {seed} {step}"), batch, SIDE)
+        torch.manual_seed(hash((seed, step)))
+        latents = encode(vae, pictures)
+        latents += LATENT_NOISE * torch.rand(batch, 1, 1, 1) * torch.randn_like(latents)
+        return objective(vae, latents, pictures, kinds)
+
+    vae.decoder = fit("decoder", vae.decoder, _optimizers(vae.decoder, rate=0.25), loss, steps, file, decay=0.995)
+    return vae
+
+
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """Pictures [B, 3, H, W] in -1 ... 1 to normalised latents [B, 16, H / 8, W / 8]: the posterior's mode."""
@@ -77,12 +104,15 @@ def psnr(vae: AutoencoderKL, count: int = 16) -> float:
     return -10 * math.log10((error / 2).square().mean().item())
 
 
-def _optimizers(model: torch.nn.ModuleDict) -> list[torch.optim.Optimizer]:
-    """Muon for the weights between the first and the last layers of encoder and decoder, AdamW for all else."""
+def _optimizers(model: torch.nn.Module, rate: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Muon for the weights between the first and the last layers of encoder and decoder, AdamW for all else.
+
+    `rate` multiplies the learning rates.
+    """
     inner, outer = [], []
     for name, parameter in model.named_parameters():
         (inner if parameter.ndim > 1 and "block" in name else outer).append(parameter)
-    return [Muon(inner, lr=0.02), torch.optim.AdamW(outer, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+    return [Muon(inner, lr=0.02 * rate), torch.optim.AdamW(outer, lr=2e-3 * rate, betas=(0.9, 0.95), weight_decay=0.01)]
 
 
 def _state_posterior(vae: AutoencoderKL) -> None:
@@ -125,6 +155,16 @@ def _objective(model: torch.nn.ModuleDict, pictures: torch.Tensor, kinds: torch.
     moments = mean.square().mean() + (deviation - 1).square().mean()
     error = rebuilt - pictures
     return error.abs().mean() + 5 * error.square().mean() + 0.05 * reading + 0.1 * moments
+
+
+def _decoder_objective(
+    vae: AutoencoderKL, latents: torch.Tensor, pictures: torch.Tensor, kinds: torch.Tensor
+) -> torch.Tensor:
+    rebuilt = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+    error = rebuilt - pictures
+    shapes = (kinds > 0)[:, None]
+    squares = [(error.square() * part).sum((1, 2, 3)) / (3 * part.sum((1, 2, 3))) for part in (shapes, ~shapes)]
+    return error.abs().mean() + 5 * torch.stack(squares).sum(0).mean()
 
 
 def _shares(labels: torch.Tensor, classes: int) -> torch.Tensor:

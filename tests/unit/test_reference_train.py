@@ -8,12 +8,22 @@ import torch
 from reference.make_checkpoint import make_checkpoint
 from reference.muon import orthogonalise
 from reference.pipeline import load
+from reference.random_models import build_models
 from reference.sizes import SIZES
 from reference.train import Recipe, train
+from reference.train_vae import train_decoder
 from reference.training import fit
 
 QUICK = Recipe(
-    SIZES["tiny"], vae_steps=2, vae_batch=4, text_steps=2, text_batch=16, families=12, transformer_steps=2, batch=6
+    SIZES["tiny"],
+    vae_steps=2,
+    vae_batch=4,
+    decoder_steps=1,
+    text_steps=2,
+    text_batch=16,
+    families=12,
+    transformer_steps=2,
+    batch=6,
 )
 
 
@@ -32,6 +42,17 @@ def test_the_recipe_gives_a_checkpoint_and_resumes(tmp_path):
     assert torch.equal(first, again)
     longer = train(tmp_path / "longer", tmp_path / "work", replace(QUICK, transformer_steps=3))
     assert not torch.equal(first, load(longer).transformer.proj_out.weight)
+
+
+def test_the_decoder_learns_and_latents_stay(tmp_path):
+    def values(module):
+        return torch.cat([parameter.detach().flatten().clone() for parameter in module.parameters()])
+
+    vae = build_models(SIZES["tiny"], 64, 64)["vae"]
+    encoder, decoder = values(vae.encoder), values(vae.decoder)
+    vae = train_decoder(vae, tmp_path / "decoder.pt", steps=2, batch=1)
+    assert torch.equal(values(vae.encoder), encoder)
+    assert not torch.equal(values(vae.decoder), decoder)
 
 
 def test_an_interrupted_fit_ends_like_a_whole_one(tmp_path):
