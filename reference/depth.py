@@ -1,9 +1,9 @@
-"""How errors grow from block to block at the real size: T5 and the transformer against torch, from the same files.
+"""Errors of every model at the real size, and how they grow from block to block: against torch, from the same files.
 
-    python -m reference.depth CHECKPOINT [--precision bfp8] [--side 256]
+    python -m reference.depth CHECKPOINT [--precision bf16 bfp8] [--side 256]
 
-torch in float32 and in bfloat16 has each layer's weights only while that layer computes, so that the 12 B transformer
-runs in the memory of its largest matrix. Ours is whole, on the emulated device.
+torch's T5 and transformer, in float32 and in bfloat16, have each layer's weights only while that layer computes, so
+that 12 B parameters run in the memory of the largest matrix. Ours are whole, on the emulated device.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
-from transformers import T5Config, T5EncoderModel
+from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
+from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from tt_flux_kontext import open_device
 from tt_flux_kontext.backend import ttnn
@@ -21,7 +21,7 @@ from tt_flux_kontext.checkpoint import Checkpoint, TensorFiles
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.residency import Models
-from tt_flux_kontext.resolution import image_ids
+from tt_flux_kontext.resolution import image_ids, pack_latents
 
 from .accuracy import Accuracy, table
 from .pipeline import quiet
@@ -29,24 +29,28 @@ from .pipeline import quiet
 DEPTHS = (1, 5, 10, 19, 57)
 """Blocks after which the states are compared, counted from 1; 20 and on are single blocks."""
 TEXT_TOKENS = 512
+PICTURE = 64  # pixels along an edge, for the VAE: in bfloat16 torch takes a minute for it
 TIME, GUIDANCE = 0.5, 2.0  # which bfloat16 holds, also times 1000
 
 States = dict[str, torch.Tensor]
-"""By name: hidden states [tokens, features] after some blocks, and the output; float32."""
+"""By name: hidden states [tokens, features] after some blocks, and outputs; float32."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the models get.
+    """What the models get, each its own: none sees what another made.
 
     Attributes:
-        ids: of T5's tokens, int64 [T].
-        latents, reference: packed, [side * side, C].
-        context, pooled: for the transformer, [T, J] and [P]; not what T5 makes of `ids`.
+        clip_ids, ids: of CLIP's and T5's tokens, int64 [77] and [T].
+        picture: for the VAE's encoder, [3, PICTURE, PICTURE] in -1 ... 1.
+        latents, reference: packed, [side * side, C]; the VAE's decoder gets the first of `latents`.
+        context, pooled: for the transformer, [T, J] and [P].
         side: tokens along an edge of the noise and of the reference.
     """
 
+    clip_ids: torch.Tensor
     ids: torch.Tensor
+    picture: torch.Tensor
     latents: torch.Tensor
     reference: torch.Tensor
     context: torch.Tensor
@@ -55,7 +59,8 @@ class Inputs:
 
     @classmethod
     def random(cls, checkpoint: Checkpoint, tokens: int, side: int) -> "Inputs":
-        """Normal numbers of bfloat16."""
+        """Random tokens, and normal numbers of bfloat16."""
+        clip = checkpoint.config("text_encoder", "CLIPTextModel")
         flux = checkpoint.config("transformer", "FluxTransformer2DModel")
         t5 = checkpoint.config("text_encoder_2", "T5EncoderModel")
         generator = torch.Generator().manual_seed(0)
@@ -63,8 +68,12 @@ class Inputs:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=generator).bfloat16().float()
 
+        clip_ids = torch.randint(clip["vocab_size"] - 1, (77,), generator=generator)
+        clip_ids[20] = clip["vocab_size"] - 1  # the end of the text
         return cls(
+            clip_ids,
             torch.randint(t5["vocab_size"], (tokens,), generator=generator),
+            normal(3, PICTURE, PICTURE).clamp(-1, 1),
             normal(side**2, flux["in_channels"]),
             normal(side**2, flux["in_channels"]),
             normal(tokens, flux["joint_attention_dim"]),
@@ -73,25 +82,52 @@ class Inputs:
         )
 
     @property
+    def first_latents(self) -> torch.Tensor:
+        """Of a picture of PICTURE x PICTURE: [tokens, C]."""
+        return self.latents[: (PICTURE // 16) ** 2]
+
+    @property
     def image_ids(self) -> torch.Tensor:
         return torch.cat([image_ids(self.side, self.side, index) for index in (0, 1)])
 
 
-def errors(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> list[Accuracy]:
-    """Of T5 and of the transformer, after those blocks and at their ends.
+def errors(
+    checkpoint: Checkpoint, device, precisions: Sequence[str], inputs: Inputs, depths: Sequence[int]
+) -> dict[str, list[Accuracy]]:
+    """By precision: of every model, of T5 and the transformer also after some blocks.
 
     Args:
         device: an open one, with room for the transformer.
-        precision: a name in `PRECISIONS`.
+        precisions: names in `PRECISIONS`.
         depths: counted from 1; those that a model has not are left out.
     """
-    models = checkpoint, device, precision, inputs, depths
-    ours = our_t5(*models) | our_transformer(*models)
+    ours = {
+        name: our_t5(checkpoint, device, name, inputs, depths)
+        | our_transformer(checkpoint, device, name, inputs, depths)
+        | our_clip_and_vae(checkpoint, device, name, inputs)
+        for name in precisions
+    }
     float32, bfloat16 = (
-        torch_t5(checkpoint, dtype, inputs, depths) | torch_transformer(checkpoint, dtype, inputs, depths)
+        torch_t5(checkpoint, dtype, inputs, depths)
+        | torch_transformer(checkpoint, dtype, inputs, depths)
+        | torch_clip_and_vae(checkpoint, dtype, inputs)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    return [Accuracy.of(name, ours[name], exact, bfloat16[name]) for name, exact in float32.items()]
+    return {
+        precision: [Accuracy.of(name, states[name], exact, bfloat16[name]) for name, exact in float32.items()]
+        for precision, states in ours.items()
+    }
+
+
+def our_clip_and_vae(checkpoint: Checkpoint, device, precision: str, inputs: Inputs) -> States:
+    """CLIP's pooled state, the packed latents of the picture, the picture of the first latents."""
+    models = Models(checkpoint, device, PRECISIONS[precision])
+    first = upload(inputs.first_latents[None, None], device, ttnn.float32)
+    return {
+        "CLIP, pooled": _host(models["clip"](inputs.clip_ids)),
+        "VAE encoder": _host(models["vae encoder"](inputs.picture)),
+        "VAE decoder": models["vae decoder"](first, PICTURE, PICTURE).float(),
+    }
 
 
 def our_t5(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> States:
@@ -104,14 +140,15 @@ def our_t5(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depth
 
 
 def our_transformer(checkpoint: Checkpoint, device, precision: str, inputs: Inputs, depths: Sequence[int]) -> States:
-    """After some blocks (of double ones the image's rows), and the velocity of the noise, at one time."""
+    """The first block's modulation, after some blocks (of double ones the image's rows), the velocity, at one time."""
     models = Models(checkpoint, device, PRECISIONS[precision])
     guidance = GUIDANCE if models.transformer_config.guidance_embeds else None
     pooled = upload(inputs.pooled[None, None, None], device, ttnn.bfloat16)
     table = models["modulation"]([TIME], guidance, pooled)
     models.release("modulation")
     model = models["transformer"]
-    states: States = {}
+    first = table.step(0).double[0][0].attention
+    states: States = {"modulation": torch.cat([_host(x) for x in (first.shift, first.scale, first.gate)])}
     model.double_blocks = _recorded(model.double_blocks, "block", depths, states)
     model.single_blocks = _recorded(model.single_blocks, "block", depths, states, len(model.double_blocks))
     latents, reference, context = (
@@ -141,6 +178,12 @@ def torch_transformer(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Inputs
     with torch.device("meta"), quiet():
         model = FluxTransformer2DModel.from_config(config).to(dtype)
     states: States = {}
+
+    def keep_modulation(_module, _args, out: torch.Tensor) -> None:
+        shift, scale, gate = out[0].float().chunk(6)[:3]
+        states["modulation"] = torch.stack([shift, 1 + scale, gate])
+
+    model.transformer_blocks[0].norm1.linear.register_forward_hook(keep_modulation)
     _hook(model.transformer_blocks, "block", depths, states, lambda out: out[1])
     doubles = len(model.transformer_blocks)
     _hook(model.single_transformer_blocks, "block", depths, states, lambda out: torch.cat(out, 1), doubles)
@@ -157,6 +200,22 @@ def torch_transformer(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Inputs
     )
     states["velocity"] = velocity[0, : len(inputs.latents)].float()
     return states
+
+
+@torch.no_grad()
+def torch_clip_and_vae(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Inputs) -> States:
+    """As `our_clip_and_vae`, by transformers' CLIPTextModel and diffusers' AutoencoderKL."""
+    with quiet():
+        clip = CLIPTextModel.from_pretrained(checkpoint.folder / "text_encoder", dtype=dtype)
+        vae = AutoencoderKL.from_pretrained(checkpoint.folder / "vae", torch_dtype=dtype)
+    mode = vae.encode(inputs.picture[None].to(dtype)).latent_dist.mode()
+    latents = FluxKontextPipeline._unpack_latents(inputs.first_latents[None].to(dtype), PICTURE, PICTURE, 8)
+    picture = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+    return {
+        "CLIP, pooled": clip(inputs.clip_ids[None]).pooler_output.float(),
+        "VAE encoder": pack_latents((mode - vae.config.shift_factor) * vae.config.scaling_factor)[0].float(),
+        "VAE decoder": picture[0].float(),
+    }
 
 
 def _stream(model: torch.nn.Module, tensors: TensorFiles, dtype: torch.dtype) -> None:
@@ -208,16 +267,17 @@ def _host(x: "ttnn.Tensor") -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Errors by depth.")
+    parser = argparse.ArgumentParser(description="Errors of the models, by depth.")
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["bf16"])
     parser.add_argument("--side", type=int, default=256, help="pixels of the result and the reference (%(default)s)")
     parser.add_argument("--device", default="emulated:p150")
     arguments = parser.parse_args()
     checkpoint = Checkpoint(arguments.checkpoint)
     inputs = Inputs.random(checkpoint, TEXT_TOKENS, arguments.side // 16)
     with open_device(arguments.device) as device:
-        print(table(errors(checkpoint, device, arguments.precision, inputs, DEPTHS)))
+        for precision, found in errors(checkpoint, device, arguments.precision, inputs, DEPTHS).items():
+            print(f"{precision}\n{table(found)}")
 
 
 if __name__ == "__main__":

@@ -54,24 +54,20 @@ COMPACT = Precision(linear_weights="bfloat8_b", math_fidelity="HiFi2")
 
 @dataclass(frozen=True)
 class Policy:
-    """What users call by name: the precision of the transformer, and that of all other models.
-
-    The transformer is most of an edit's memory and nearly all of its time. The others, its modulation among them, run
-    once an edit and take turns on the device.
-    """
+    """What users call by name: the models of `residency.Models` that are not EXACT, and what they are."""
 
     name: str
-    transformer: Precision
-    others: Precision
+    models: dict[str, Precision]
 
     def of(self, model: str) -> Precision:
-        """Of a model of `residency.Models`."""
-        return self.transformer if model == "transformer" else self.others
+        return self.models.get(model, EXACT)
 
 
-BF16 = Policy("bf16", EXACT, EXACT)
-BFP8_MIXED = Policy("bfp8_mixed", COMPACT, EXACT)
-BFP8 = Policy("bfp8", COMPACT, COMPACT)
+# The transformer is most of an edit's memory and nearly all of its time; the others run once an edit and take turns on
+# the device. CLIP is too small to gain anything by rounding, and an edit feels it: see `reference.sensitivity`.
+BF16 = Policy("bf16", {})
+BFP8_MIXED = Policy("bfp8_mixed", {"transformer": COMPACT})
+BFP8 = Policy("bfp8", dict.fromkeys(("t5", "vae encoder", "modulation", "transformer", "vae decoder"), COMPACT))
 
 PRECISIONS = {policy.name: policy for policy in (BF16, BFP8_MIXED, BFP8)}
 """From the most accurate to the smallest."""

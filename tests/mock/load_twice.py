@@ -10,7 +10,7 @@ from tt_flux_kontext.planner.mock_device import answer
 from tt_flux_kontext.precision import BF16, BFP8
 from tt_flux_kontext.residency import Models
 
-NAMES = ("clip", "t5", "modulation", "transformer")
+NAMES = ("t5", "modulation", "transformer")  # which both policies hold in formats of their own
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ from reference.make_checkpoint import make_checkpoint
 from reference.pipeline import load
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import open_device
+from tt_flux_kontext.precision import PRECISIONS
 
 FOLDER = "TT_FLUX_KONTEXT_FULL_SIZE"  # environment variable: a full-size checkpoint; without it one is made
 MOST_MEMORY = 22e9  # bytes, of the process
+LEAST_PCC = 0.99  # in any precision
 
 
 def test_streamed_torch_is_the_loaded_one(tiny_checkpoint):
@@ -31,8 +33,10 @@ def test_streamed_torch_is_the_loaded_one(tiny_checkpoint):
 
 def test_errors_of_every_block(tiny_checkpoint, mesh_device):
     checkpoint = Checkpoint(tiny_checkpoint)
-    found = errors(checkpoint, mesh_device, "bf16", Inputs.random(checkpoint, tokens=45, side=4), depths=range(1, 6))
-    states = [f"T5 layer {i}" for i in (1, 2, 3)] + ["T5"] + [f"block {i}" for i in (1, 2, 3, 4, 5)] + ["velocity"]
+    inputs = Inputs.random(checkpoint, tokens=45, side=4)
+    (found,) = errors(checkpoint, mesh_device, ["bf16"], inputs, depths=range(1, 6)).values()
+    states = [f"T5 layer {i}" for i in (1, 2, 3)] + ["T5", "modulation"]
+    states += [f"block {i}" for i in (1, 2, 3, 4, 5)] + ["velocity", "CLIP, pooled", "VAE encoder", "VAE decoder"]
     assert [row.module for row in found] == states
     assert all(0 < row.ratio <= BAR for row in found), table(found)
 
@@ -47,10 +51,12 @@ def full_size(tmp_path_factory) -> Path:
 def test_full_size_errors_by_depth(full_size, capsys):
     checkpoint = Checkpoint(full_size)
     with open_device("emulated:p150") as device:
-        found = errors(checkpoint, device, "bf16", Inputs.random(checkpoint, TEXT_TOKENS, side=16), DEPTHS)
+        found = errors(checkpoint, device, PRECISIONS, Inputs.random(checkpoint, TEXT_TOKENS, side=16), DEPTHS)
     with capsys.disabled():
-        print("\n" + table(found))
-    assert all(row.ratio <= BAR for row in found)
+        for precision, rows in found.items():
+            print(f"\n{precision}\n{table(rows)}")
+    assert all(row.ratio <= BAR for row in found["bf16"])
+    assert all(row.pcc > LEAST_PCC for rows in found.values() for row in rows)
 
 
 @pytest.mark.slow

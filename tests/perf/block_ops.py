@@ -33,7 +33,7 @@ def main() -> None:
 
 def count(device, precision: str) -> dict[str, int]:
     config = TransformerConfig(num_layers=1, num_single_layers=1, guidance_embeds=True)
-    weights = Weights(ShapeCheckpoint().tensors("transformer"), PRECISIONS[precision].transformer, device)
+    weights = Weights(ShapeCheckpoint().tensors("transformer"), PRECISIONS[precision].of("transformer"), device)
     transformer = Transformer(config, weights)
     pooled = _empty(device, 1, config.pooled_projection_dim)
     table = Modulation(config, weights)([1 - i / STEPS for i in range(STEPS)], 2.5, pooled)

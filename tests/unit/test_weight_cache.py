@@ -28,7 +28,7 @@ from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.planner.kontext_dev import full_size_editor
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.precision import BF16, BFP8, EXACT, Policy
+from tt_flux_kontext.precision import BF16, COMPACT, EXACT, Policy
 from tt_flux_kontext.residency import Models
 from tt_flux_kontext.weight_cache import STALE, VARIABLE, WeightCache, cache_folder
 
@@ -139,12 +139,8 @@ def test_what_differs_in_anything_has_an_entry_of_its_own(tiny_checkpoint, mesh_
     save_file(tensors, file)
     load(tiny_checkpoint, mesh_device)
     load(other, mesh_device)
-    load(tiny_checkpoint, mesh_device, precision=BFP8)
-    load(
-        tiny_checkpoint,
-        mesh_device,
-        precision=Policy("quick", EXACT, dataclasses.replace(EXACT, math_fidelity="HiFi2")),
-    )
+    for precision in (COMPACT, dataclasses.replace(EXACT, math_fidelity="HiFi2")):
+        load(tiny_checkpoint, mesh_device, precision=Policy("other", {"clip": precision}))
     monkeypatch.setattr(weight_cache, "FORMAT", weight_cache.FORMAT + 1)
     load(tiny_checkpoint, mesh_device)
     assert entries(cache) == ["clip"] * 5

@@ -187,9 +187,10 @@ class Transformer(_Adaptable):
         dim = config.inner_dim
         self.config = config
         self.device = weights.device
-        self.x_embedder = Linear(weights, "x_embedder", in_features=config.in_channels, out_features=dim)
+        exact = weights.exact()
+        self.x_embedder = Linear(exact, "x_embedder", in_features=config.in_channels, out_features=dim)
         self.context_embedder = Linear(
-            weights, "context_embedder", in_features=config.joint_attention_dim, out_features=dim
+            exact, "context_embedder", in_features=config.joint_attention_dim, out_features=dim
         )
         self.double_blocks = [
             DoubleBlock(config, weights.at(f"transformer_blocks.{i}")) for i in range(config.num_layers)
@@ -197,7 +198,7 @@ class Transformer(_Adaptable):
         self.single_blocks = [
             SingleBlock(config, weights.at(f"single_transformer_blocks.{i}")) for i in range(config.num_single_layers)
         ]
-        self.proj_out = Linear(weights, "proj_out", in_features=dim, out_features=config.in_channels)
+        self.proj_out = Linear(exact, "proj_out", in_features=dim, out_features=config.in_channels)
 
     def positions(self, image_ids: torch.Tensor, context_tokens: int) -> Positions:
         """image_ids: [I, 3], of the noise and then of the reference tokens. Context tokens have id (0, 0, 0)."""

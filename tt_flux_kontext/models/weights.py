@@ -8,7 +8,7 @@ import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError, TensorFiles
-from tt_flux_kontext.precision import Precision
+from tt_flux_kontext.precision import EXACT, Precision
 from tt_flux_kontext.weight_cache import Keep, uncached
 
 _TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b": 576}
@@ -69,20 +69,23 @@ class Weights:
         progress: Callable[[int], object] = lambda size: None,
     ):
         self.tensors = tensors
-        self.precision = precision
         self.device = device
         self.keep = keep
         self.progress = progress
         self.prefix = ""
         self.ledger = _Ledger()
-        self.compute_config = precision.compute_config(device) if device else None
-        self.norm_config = precision.norm_config(device) if device else None
-        self.attention_config = precision.attention_config(device) if device else None
+        self._set_precision(precision)
 
     def at(self, name: str) -> "Weights":
         """The same weights, seen from the submodule `name`."""
         part = copy.copy(self)
         part.prefix = f"{self.prefix}{name}."
+        return part
+
+    def exact(self) -> "Weights":
+        """The same weights in EXACT, for layers that are small and that the result depends on."""
+        part = copy.copy(self)
+        part._set_precision(EXACT)
         return part
 
     def matrix(self, names: Sequence[str], out_features: int, in_features: int):
@@ -117,6 +120,12 @@ class Weights:
         value = _on_host(self._read(name)).float()
         self.progress(size)
         return value
+
+    def _set_precision(self, precision: Precision) -> None:
+        self.precision = precision
+        self.compute_config = precision.compute_config(self.device) if self.device else None
+        self.norm_config = precision.norm_config(self.device) if self.device else None
+        self.attention_config = precision.attention_config(self.device) if self.device else None
 
     def _place(
         self, names: Sequence[str], shape: tuple[int, ...], build: Callable, dtype: str, *, tiled=True, on_device=True
