@@ -88,13 +88,20 @@ def evaluate(edit_pictures: EditPictures, edits: Sequence[Edit], batch: int = 16
     return outcomes
 
 
+def successes(edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> dict[str, list[bool]]:
+    """Whether each edit worked, by kind and of all."""
+    pairs = list(zip(edits, outcomes, strict=True))
+    by_kind = {kind: [outcome.success for edit, outcome in pairs if edit.kind == kind] for kind in EDIT_KINDS}
+    return by_kind | {"all": [outcome.success for outcome in outcomes]}
+
+
 def report(edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> str:
     """Success rates by kind of edit and overall, then the edits that failed."""
-    by_kind = {
-        kind: [outcome.success for edit, outcome in zip(edits, outcomes) if edit.kind == kind] for kind in EDIT_KINDS
-    }
-    by_kind["all"] = [outcome.success for outcome in outcomes]
-    lines = [f"{kind:12}{np.mean(good):7.1%}  {sum(good)} of {len(good)}" for kind, good in by_kind.items() if good]
+    lines = [
+        f"{kind:12}{np.mean(good):7.1%}  {sum(good)} of {len(good)}"
+        for kind, good in successes(edits, outcomes).items()
+        if good
+    ]
     for edit, outcome in zip(edits, outcomes):
         if not outcome.success:
             figures = f"error {outcome.changed_error:.3f}, rest {outcome.kept_psnr:.1f} dB"
