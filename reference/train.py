@@ -18,9 +18,9 @@ from loguru import logger
 from .make_checkpoint import Models, build_models, new_folder, write_models, write_tokenizers
 from .sizes import TRAINED, Size
 from .tokenizers import load_tokenizers
-from .train_text import TextEncoders, train_text
-from .train_transformer import precompute, train_transformer
-from .train_vae import psnr, train_decoder, train_vae
+from .training.text import TextEncoders, train_text
+from .training.transformer import precompute, train_transformer
+from .training.vae import psnr, train_decoder, train_vae
 
 
 @dataclass(frozen=True)

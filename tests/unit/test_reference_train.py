@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from reference.make_checkpoint import make_checkpoint
-from reference.muon import orthogonalise
 from reference.pipeline import load
 from reference.random_models import build_models
 from reference.sizes import SIZES
 from reference.train import Recipe, train
-from reference.train_vae import train_decoder
-from reference.training import fit
+from reference.training.loop import fit
+from reference.training.muon import orthogonalise
+from reference.training.vae import train_decoder
 
 QUICK = Recipe(
     SIZES["tiny"],

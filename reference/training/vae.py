@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from ..scenes import SIDE, Scene, draw, draw_kinds, family
+from ..wording import COLOURS, SHAPES
+from .loop import fit
 from .muon import Muon
-from .scenes import SIDE, Scene, draw, draw_kinds, family
-from .training import fit
-from .wording import COLOURS, SHAPES
 
 LATENT_NOISE = 0.15
 """Standard deviation of the noise on normalised latents in training."""

@@ -13,13 +13,13 @@ import torch
 from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
 from tqdm import tqdm
 
+from ..scenes import SIDE, Edit, Scene, describe, edits, family, is_held_out
+from ..tokenizers import T5_LENGTH
+from ..wording import EDIT_KINDS
+from .loop import fit, save
 from .muon import Muon
-from .scenes import SIDE, Edit, Scene, describe, edits, family, is_held_out
-from .tokenizers import T5_LENGTH
-from .train_text import TextEncoders, text_length
-from .train_vae import encode, to_tensor
-from .training import fit, save
-from .wording import EDIT_KINDS
+from .text import TextEncoders, text_length
+from .vae import encode, to_tensor
 
 _GRID = SIDE // 16
 _VARIANTS = 5

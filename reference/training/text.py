@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTextModel, T5EncoderModel
 
-from .scenes import Edit, describe, edits, family, is_held_out
-from .tokenizers import T5_LENGTH
-from .training import fit
-from .wording import CHANGE_KINDS, COLOURS, PLACES, SHAPES, Change
+from ..scenes import Edit, describe, edits, family, is_held_out
+from ..tokenizers import T5_LENGTH
+from ..wording import CHANGE_KINDS, COLOURS, PLACES, SHAPES, Change
+from .loop import fit
 
 _COLOURS = tuple(COLOURS)
 _SHAPE_COLUMNS = (CHANGE_KINDS, _COLOURS, SHAPES, PLACES)
