@@ -93,8 +93,7 @@ def errors(checkpoint: Path, edits: list[Edit], steps: int) -> Iterator[tuple[st
         return torch.from_numpy(np.stack(editor(pipe, steps)(before, sentences))).float()
 
     def error(pipe) -> float:
-        each = sorted(map(relative_rmse, pictures(pipe), exact))
-        return median(each)
+        return median(map(relative_rmse, pictures(pipe), exact))
 
     exact = pictures(load(checkpoint))
     with open_device("emulated") as device:
