@@ -187,14 +187,14 @@ class WeightCache:
 
         with ThreadPoolExecutor(_THREADS) as pool:
             try:
-                self._prepare(work, entry, size)
+                self._prepare(work, entry, key, size)
                 result = build(keep)
                 self._finish(work, entry, key, tensors)
                 return result
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
-    def _prepare(self, work: Path, entry: Path, size: int) -> None:
+    def _prepare(self, work: Path, entry: Path, key: dict, size: int) -> None:
         """Makes the folder to fill, and room for it: what is damaged goes, and what others left behind."""
         try:
             for left in self.folder.glob(f".*{_FILLING}"):
@@ -207,7 +207,9 @@ class WeightCache:
                 trash.mkdir()
                 entry.rename(trash / entry.name)
                 shutil.rmtree(trash)
-            if shutil.disk_usage(work).free < 2 * size:  # the emulator keeps block floats in 16 bits
+            if key["precision"]["linear_weights"] != "bfloat16":
+                size *= 2  # the emulator keeps block floats in 16 bits
+            if shutil.disk_usage(work).free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._warn(error)
