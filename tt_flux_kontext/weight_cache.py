@@ -19,6 +19,7 @@ import shutil
 import time
 import uuid
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -40,6 +41,7 @@ SMALL = 10_000_000  # bytes of a file that is hashed again sooner than it is wor
 _FILLING = ".filling"
 _PIECE = 1 << 22  # bytes read at once
 _THREADS = 4  # that compute checksums while the device gets its tensors
+_AHEAD = 1_000_000_000  # bytes that they are ahead: what they read is still in memory when the device needs it
 
 Make = Callable[[], "ttnn.Tensor"]
 Keep = Callable[[str, Make], "ttnn.Tensor"]  # called for each parameter of a model in turn; gives it on the device
@@ -149,7 +151,7 @@ class WeightCache:
             if found != size:
                 raise _Damaged(f"{file.name} has {found} bytes, not {size}")
         pool = ThreadPoolExecutor(_THREADS)
-        checked = zip(tensors, pool.map(_crc32, [file for _, file, *_ in tensors]))
+        checked = _checked(pool, tensors)
 
         def keep(name: str, make: Make) -> "ttnn.Tensor":
             try:
@@ -235,6 +237,21 @@ def _pieces(file: Path) -> Iterator[bytes]:
     with file.open("rb", buffering=0) as stream:
         while piece := stream.read(_PIECE):
             yield piece
+
+
+def _checked(pool: ThreadPoolExecutor, tensors: list[tuple]) -> Iterator[tuple[tuple, int]]:
+    """Each (name, file, size, ...) with the file's checksum, computed in the background, some files ahead."""
+    waiting, ahead = deque(), 0
+    for tensor in tensors:
+        _, file, size, *_ = tensor
+        waiting.append((tensor, size, pool.submit(_crc32, file)))
+        ahead += size
+        while ahead > _AHEAD:
+            first, size, crc32 = waiting.popleft()
+            ahead -= size
+            yield first, crc32.result()
+    for first, _, crc32 in waiting:
+        yield first, crc32.result()
 
 
 def _crc32(file: Path) -> int:
