@@ -12,7 +12,7 @@ import torch
 from .checks import check, check_dtype, check_layout, check_operands, check_rank, describe
 from .eltwise import aligned_sum, chunked
 from .formats import pack, round_to_bf16_
-from .gemm import ACCURATE, product
+from .gemm import ACCURATE, bf16_product, product
 from .tensor import Tensor, device_tensor
 from .types import TILE_SIZE, DataType, Layout, MemoryConfig, SDPAProgramConfig, WormholeComputeKernelConfig
 
@@ -131,7 +131,7 @@ def _attend(q, k, v, out, dtype, scale, config, mask=None, is_causal=False):
         rows = slice(start, min(start + QUERIES, len(q)))
         # Rows before the diagonal's end see no later keys.
         seen = rows.stop if is_causal else len(k)
-        scores = round_to_bf16_(product(q[rows], k[:seen].mT, config)).mul_(scale)
+        scores = bf16_product(q[rows], k[:seen].mT, config).to(torch.float32).mul_(scale)
         if mask is not None:
             scores += mask[rows]
         if is_causal:

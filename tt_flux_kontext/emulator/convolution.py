@@ -6,7 +6,7 @@ from .checks import check, check_dtype, check_layout, check_operands, describe
 from .device import MeshDevice
 from .eltwise import FLOATS, activation_of
 from .formats import multiplier_operands, pack, storage_dtype
-from .gemm import ACCURATE, as_multiplied, has_native_bf16, product
+from .gemm import ACCURATE, as_multiplied, multiplies_natively, product
 from .tensor import Tensor, device_tensor
 from .transfer import from_torch, to_torch
 from .types import Conv2dConfig, DataType, Layout, MathFidelity, MemoryConfig, StorageType, WormholeComputeKernelConfig
@@ -84,8 +84,9 @@ def conv2d(
     images = input_tensor.values.view(full)
     out = torch.empty(batch_size, *size, out_channels, dtype=storage_dtype(dtype), device=images.device)
     filters = weight.values.view(*kernel, in_channels, out_channels).permute(3, 2, 0, 1)
-    offset = None if bias is None else bias.values.view(out_channels).float()
+    offset = None if bias is None else bias.values.view(out_channels)
     activation = None if conv_config.activation is None else activation_of(op, conv_config.activation)
+    rounded = dtype is DataType.BFLOAT16 and activation is None
     rows = max(1, OUTPUT_ELEMENTS // (size[1] * out_channels))
     for image, target in zip(images, out):
         for start in range(0, size[0], rows):
@@ -94,10 +95,9 @@ def conv2d(
             band = image[max(first, 0) : max(min(last, input_height), 0)]
             edges = (0, 0, left, right, max(-first, 0), max(last - input_height, 0))
             band = torch.nn.functional.pad(band, edges)
-            tile = _convolve(band.permute(2, 0, 1).unsqueeze(0), filters, stride, dilation, compute_config or ACCURATE)
+            band = band.permute(2, 0, 1).unsqueeze(0)
+            tile = _convolve(band, filters, offset, stride, dilation, compute_config or ACCURATE, rounded)
             tile = tile[0].permute(1, 2, 0)
-            if offset is not None:
-                tile = tile.add_(offset)
             if activation is not None:
                 tile = activation(tile)
             target[start:stop] = pack(tile, dtype)
@@ -131,20 +131,24 @@ def _prepared_bias(op, bias, device, outputs, dtype):
     return from_torch(to_torch(bias), dtype, layout=Layout.TILE, device=device)
 
 
-def _convolve(image, filters, stride, dilation, config):
-    """``image[1, C, H, W]`` (padded) with ``filters[O, C, kh, kw]``: fp32 ``[1, O, Ho, Wo]``."""
+def _convolve(image, filters, bias, stride, dilation, config, rounded: bool):
+    """``image[1, C, H, W]`` (padded) with ``filters[O, C, kh, kw]``, and the bias: fp32 ``[1, O, Ho, Wo]``.
+
+    ``rounded``: the result may be rounded to bf16, for that is all that follows.
+    """
     check(config.math_fidelity is not MathFidelity.Invalid, "conv2d", "the compute config has no math fidelity")
     if not config.fp32_dest_acc_en:
-        return _convolve_as_product(image, filters, stride, dilation, config)
+        total = _convolve_as_product(image, filters, stride, dilation, config)
+        return total if bias is None else total + bias.view(-1, 1, 1)
     pairs = multiplier_operands(as_multiplied(image), as_multiplied(filters), config.math_fidelity)
-    native = image.dtype is filters.dtype is torch.bfloat16 and has_native_bf16(image.device.type)
+    native = rounded and len(pairs) == 1 and multiplies_natively(image, filters, bias)
     kind = torch.bfloat16 if native else torch.float32
-    total = None
+    total, offset = 0, None if bias is None else bias.to(kind)
     for pixels, weights in pairs:
         pixels = pixels.to(kind, memory_format=torch.channels_last)
         weights = weights.to(kind, memory_format=torch.channels_last)
-        part = torch.nn.functional.conv2d(pixels, weights, stride=stride, dilation=dilation).to(torch.float32)
-        total = part if total is None else total.add_(part)
+        part = torch.nn.functional.conv2d(pixels, weights, offset, stride=stride, dilation=dilation)
+        total, offset = part.to(torch.float32) + total, None
     return total
 
 

@@ -7,7 +7,7 @@ import torch
 from .checks import check, check_dtype, check_layout, check_operands, describe
 from .eltwise import FLOATS, activation_of
 from .formats import storage_dtype
-from .gemm import ACCURATE, gemm
+from .gemm import ACCURATE, Finish, gemm
 from .tensor import Tensor, device_tensor
 from .types import (
     TILE_SIZE,
@@ -85,7 +85,8 @@ def _matmul(
         check(fits, op, f"core_grid {core_grid} is larger than the device's {grid.x}x{grid.y}")
     if config is None:
         config = _default_config(a, b, program_config is not None or core_grid is not None)
-    finish = _finish(op, bias, activation, left.shape[-2], right.shape[-1])
+    rows = _bias_rows(op, bias, left.shape[-2], right.shape[-1])
+    finish = _finish(op, activation)
     dtype = dtype or a.dtype
     left_batch, right_batch = left.shape[:-2], right.shape[:-2]
     if right_batch.numel() == 1:
@@ -103,6 +104,7 @@ def _matmul(
             config,
             dtype,
             out.view(-1, shape[-1]),
+            rows,
             finish,
         )
     else:
@@ -110,7 +112,7 @@ def _matmul(
         out = _empty((*right_batch, left.shape[-2], right.shape[-1]), dtype, left)
         lefts = left.expand(*right_batch, *left.shape[-2:]).flatten(0, -3)
         for pair in zip(lefts, right.flatten(0, -3), out.flatten(0, -3)):
-            gemm(*pair[:2], config, dtype, pair[2], finish)
+            gemm(*pair[:2], config, dtype, pair[2], rows, finish)
     return device_tensor(out, a, dtype=dtype, memory_config=memory_config)
 
 
@@ -233,12 +235,6 @@ def _minimal(op, parts, weight, bias, activation, dtype, config, last=None) -> t
     if bias is not None:
         one_row = bias.values.numel() == bias.shape[-1] == width
         check(one_row, op, f"the bias must be one row of N = {width}, got {describe(bias)}")
-    first = _finish(op, bias, activation, x.shape[-2], width)
-
-    def finish(tile, rows, columns):
-        tile = first(tile, rows, columns)
-        return tile if last is None else last(tile, rows, columns)
-
     dtype = dtype or x.dtype
     values = x.values if len(parts) == 1 else torch.cat([part.values for part in parts], -1)
     out = _empty((*x.shape[:-1], width), dtype, values)
@@ -248,7 +244,8 @@ def _minimal(op, parts, weight, bias, activation, dtype, config, last=None) -> t
         config or ACCURATE,
         dtype,
         out.view(-1, width),
-        finish,
+        _bias_rows(op, bias, x.shape[-2], width),
+        last or _finish(op, activation),
     )
     return out
 
@@ -270,22 +267,22 @@ def _default_config(a, b, blocked: bool) -> WormholeComputeKernelConfig:
     return WormholeComputeKernelConfig(math_fidelity=fidelity, packer_l1_acc=True)
 
 
-def _finish(op, bias, activation, rows, width):
-    """What follows a product: the bias (one row, or all ``rows``) and the activation, in fp32."""
-    row = None
-    if bias is not None:
-        lines = bias.values.numel() // max(1, bias.shape[-1])
-        fits = bias.shape[-1] == width and lines in (1, rows)
-        check(fits, op, f"the bias must be [1 or {rows}, {width}], got {describe(bias)}")
-        row = bias.values.reshape(lines, width)
-    function = None if activation is None else activation_of(op, activation)
+def _bias_rows(op, bias, rows, width) -> torch.Tensor | None:
+    """The values of a bias: one row, or all ``rows``."""
+    if bias is None:
+        return None
+    lines = bias.values.numel() // max(1, bias.shape[-1])
+    fits = bias.shape[-1] == width and lines in (1, rows)
+    check(fits, op, f"the bias must be [1 or {rows}, {width}], got {describe(bias)}")
+    return bias.values.reshape(lines, width)
 
-    def finish(tile, rows, columns):
-        if row is not None:
-            tile += row[rows if row.shape[0] > 1 else slice(0, 1), columns]
-        return tile if function is None else function(tile)
 
-    return finish
+def _finish(op, activation) -> Finish | None:
+    """The activation, which follows product and bias in fp32."""
+    if activation is None:
+        return None
+    function = activation_of(op, activation)
+    return lambda tile, rows, columns: function(tile)
 
 
 def _empty(shape, dtype, like) -> torch.Tensor:
