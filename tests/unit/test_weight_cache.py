@@ -146,6 +146,19 @@ def test_what_differs_in_anything_has_an_entry_of_its_own(tiny_checkpoint, mesh_
     assert entries(cache) == ["clip"] * 5
 
 
+@pytest.mark.parametrize("ahead", [1, 100_000])
+def test_checksums_are_little_ahead(tiny_checkpoint, mesh_device, cache, monkeypatch, ahead):
+    """Where an entry is larger than what may be read ahead of the device."""
+    cold = load(tiny_checkpoint, mesh_device)
+    monkeypatch.setattr(weight_cache, "_AHEAD", ahead)
+    assert same(load(tiny_checkpoint, mesh_device), cold)
+    monkeypatch.setattr(weight_cache, "_crc32", lambda file: 0)  # of every file, the last ones too
+    with monkeypatch.context() as patch:
+        patch.setattr(weight_cache.WeightCache, "_fill", lambda *_: pytest.fail("damaged"))
+        with pytest.raises(pytest.fail.Exception, match="damaged"):
+            load(tiny_checkpoint, mesh_device)
+
+
 def test_files_are_hashed_once(tiny_checkpoint, mesh_device, cache, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     file = folder / "text_encoder/model.safetensors"
