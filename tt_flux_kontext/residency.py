@@ -149,10 +149,10 @@ class Models:
         return {
             "clip": LASTING,
             "t5": LASTING + 16 * self.t5_config.num_heads * size.text_tokens**2,
-            "vae encoder": LASTING + 9 * size.pixels * channels[0],
+            "vae encoder": LASTING + 14 * size.pixels * channels[0],
             "modulation": LASTING,
             "transformer": LASTING + 32 * (size.text_tokens + size.image_tokens) * width,
-            "vae decoder": LASTING + 9 * size.pixels * max(channels),
+            "vae decoder": LASTING + 12 * size.pixels * max(channels),
         }
 
     def __getitem__(self, name: str):

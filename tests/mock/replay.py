@@ -11,6 +11,7 @@ import torch
 from tests.mock.recording import Activation, Call, DeviceMark, TensorForm, TorchForm
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.device import open_device
+from tt_flux_kontext.emulator import Shape
 from tt_flux_kontext.planner.mock_device import answer
 
 
@@ -66,6 +67,8 @@ def _real(value, device):
             if getattr(value, field.name) != field.default
         }
         return getattr(ttnn, type(value).__name__)(**fields)
+    if isinstance(value, Shape):
+        return ttnn.Shape(list(value))
     if hasattr(value, "_fields"):  # CoreCoord
         return getattr(ttnn, type(value).__name__)(*value)
     if type(value) in (list, tuple):

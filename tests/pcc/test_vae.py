@@ -5,7 +5,16 @@ import torch
 
 from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.models.vae import AttentionBlock, Decoder, Encoder, FeatureMap, ResnetBlock, VAEConfig, pack
+from tt_flux_kontext.models.vae import (
+    AttentionBlock,
+    Decoder,
+    Encoder,
+    FeatureMap,
+    ResnetBlock,
+    VAEConfig,
+    pack,
+    to_float32,
+)
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import pack_latents
 
@@ -39,7 +48,7 @@ def test_resnet_block(mesh_device, check_accuracy, size, name):
     block = model.get_submodule(name)
     x = bf16(torch.randn(1, block.in_channels, HEIGHT, WIDTH))
     ours = ResnetBlock(config_of(model), weights(model, mesh_device).at(name), block.in_channels, block.out_channels)
-    out = host(ours(feature_map(x, mesh_device)))
+    out = host(ours(to_float32(feature_map(x, mesh_device))))
     label = f"VAE residual block {block.in_channels} to {block.out_channels}, {size}"
     check_accuracy(label, out, block(x, None), in_bf16(block)(x.bfloat16(), None))
 
@@ -51,7 +60,7 @@ def test_attention(mesh_device, check_accuracy, size):
     block, channels = model.get_submodule(name), model.config.block_out_channels[-1]
     x = bf16(torch.randn(1, channels, HEIGHT, WIDTH))
     ours = AttentionBlock(config_of(model), weights(model, mesh_device).at(name), channels)
-    out = host(ours(feature_map(x, mesh_device)))
+    out = host(ours(to_float32(feature_map(x, mesh_device))))
     check_accuracy(f"VAE attention, {size}", out, block(x), in_bf16(block)(x.bfloat16()))
 
 

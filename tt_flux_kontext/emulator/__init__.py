@@ -17,7 +17,7 @@ from .device import (
 )
 from .eltwise import add, addcmul, gelu, mul, multiply, relu, sigmoid, silu, subtract, tanh
 from .matmul import linear, matmul
-from .movement import concat, embedding, pad, permute, reshape, slice, upsample
+from .movement import concat, embedding, fill_implicit_tile_padding, pad, permute, reshape, slice, upsample
 from .normalization import (
     determine_expected_group_norm_dram_grid_size,
     dram_group_norm_params_from_torch,

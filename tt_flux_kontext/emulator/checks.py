@@ -50,5 +50,13 @@ def check_rank(op: str, rank: int, **tensors) -> None:
             check(len(tensor.shape) == rank, op, f"{name} must have rank {rank}, got {describe(tensor)}")
 
 
+def check_padding(op: str, **tensors) -> None:
+    """Refuse operands whose padding may hold anything, for a kernel that it leaks from into values."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            where = f"the padding of {name} {describe(tensor)} may be infinite, as conv2d leaves it"
+            check(not tensor.unknown_padding, op, f"{where}, and would reach the result: fill_implicit_tile_padding first")
+
+
 def describe(tensor) -> str:
     return f"{list(tensor.shape)} {tensor.dtype.name}"

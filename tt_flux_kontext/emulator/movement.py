@@ -8,7 +8,7 @@ import torch
 from .checks import check, check_dtype, check_operands, check_rank, describe
 from .formats import pack
 from .tensor import Tensor, device_tensor, padded_shape
-from .types import TILE_SIZE, DataType, Layout, MemoryConfig
+from .types import TILE_SIZE, DataType, Layout, MemoryConfig, Shape
 
 
 def slice(
@@ -65,7 +65,7 @@ def concat(tensors, dim: int = 0, *, memory_config: MemoryConfig | None = None) 
     values = torch.cat([tensor.values for tensor in tensors], dim)
     inside_tile = dim >= rank - 2 and any(tensor.shape[dim] % TILE_SIZE for tensor in tensors)
     dtype = DataType.BFLOAT16 if first.dtype.is_block_float and inside_tile else first.dtype
-    return device_tensor(values, first, dtype=dtype, memory_config=memory_config)
+    return device_tensor(values, *tensors, dtype=dtype, memory_config=memory_config)
 
 
 def permute(input_tensor: Tensor, dims, *, memory_config: MemoryConfig | None = None) -> Tensor:
@@ -78,12 +78,19 @@ def permute(input_tensor: Tensor, dims, *, memory_config: MemoryConfig | None = 
     return _moved(values, input_tensor, memory_config)
 
 
-def reshape(input_tensor: Tensor, shape, *, memory_config: MemoryConfig | None = None) -> Tensor:
+def reshape(
+    input_tensor: Tensor, shape, padded: Shape | None = None, *, memory_config: MemoryConfig | None = None
+) -> Tensor:
     """The tensor in another shape of the same volume; one size may be -1.
 
     A view on the same buffer where the stored data are the same: the width unchanged and, in tiles, the height too
     unless both heights are whole tiles. Works on host tensors as well. Raises RuntimeError for another volume.
+
+    With ``padded``, the shape as stored, which must be the tensor's, it is always a view: rows change from padding to
+    values or back. Those that come to light were never computed, and are NaN here.
     """
+    if padded is not None:
+        return _with_other_rows(input_tensor, shape, padded)
     volume = math.prod(input_tensor.shape)
     shape = list(shape)
     if shape.count(-1) == 1:
@@ -99,6 +106,15 @@ def reshape(input_tensor: Tensor, shape, *, memory_config: MemoryConfig | None =
     return _moved(input_tensor.values.view(shape), input_tensor, memory_config)
 
 
+def _with_other_rows(tensor, shape, padded):
+    op, tiled = "reshape", tensor.layout is Layout.TILE
+    check_operands(op, input_tensor=tensor)
+    same = (*shape[:-2], shape[-1]) == (*tensor.shape[:-2], tensor.shape[-1])
+    same = same and padded == tensor.padded_shape == padded_shape(shape, tensor.layout)
+    check(same and tiled, op, f"{describe(tensor)} cannot take the shape {shape} in the same tiles {padded}")
+    return tensor.view(shape)
+
+
 def _stored_alike(old, new, layout) -> bool:
     if (old[-1:] or (1,)) != (tuple(new[-1:]) or (1,)):
         return False
@@ -111,6 +127,22 @@ def _moved(values, tensor, memory_config):
     if tensor.dtype.is_block_float:
         values = pack(values, tensor.dtype)
     return device_tensor(values, tensor, memory_config=memory_config or tensor.memory_config())
+
+
+def fill_implicit_tile_padding(
+    input_tensor: Tensor, fill_value: float, *, memory_config: MemoryConfig | None = None
+) -> Tensor:
+    """The tensor with its tiles' padding set to ``fill_value``; the same tensor where there is none."""
+    check_operands("fill_implicit_tile_padding", input_tensor=input_tensor)
+    if input_tensor.padded_shape == input_tensor.shape:
+        return input_tensor
+    return Tensor(
+        input_tensor.values,
+        input_tensor.dtype,
+        input_tensor.layout,
+        input_tensor.device(),
+        memory_config or input_tensor.memory_config(),
+    )
 
 
 def pad(input_tensor: Tensor, padding, value: float, *, memory_config: MemoryConfig | None = None) -> Tensor:

@@ -55,10 +55,10 @@ class Buffer:
 
 
 class Tensor:
-    """A tensor on the host (``device`` None) or on a device. Only the logical values are held; padding is computed.
+    """A tensor on the host (``device`` None) or on a device. Only the logical values are held.
 
-    ``values`` are in the storage dtype of ``dtype`` (see ``formats``). Made by ``from_torch``, ``empty``, ``zeros``
-    and the operations, not by users.
+    ``values`` are in the storage dtype of ``dtype`` (see ``formats``). ``unknown_padding``: the padding of its tiles may
+    hold anything, infinity included. Made by ``from_torch``, ``empty``, ``zeros`` and the operations, not by users.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Tensor:
         layout: Layout,
         device: MeshDevice | None = None,
         memory_config: MemoryConfig | None = None,
+        unknown_padding: bool = False,
     ):
         memory_config = memory_config or DRAM_MEMORY_CONFIG
         check(
@@ -81,12 +82,15 @@ class Tensor:
             f"{memory_config.memory_layout} is not emulated, only INTERLEAVED",
         )
         self.shape, self.dtype, self.layout = Shape(values.shape), dtype, layout
-        self._memory_config = memory_config
+        self._memory_config, self._unknown_padding = memory_config, unknown_padding
         self._buffer = Buffer(values, dtype, layout, device, memory_config)
         self._storage = StorageType.HOST if device is None else StorageType.DEVICE
 
     def view(self, shape) -> "Tensor":
-        """A tensor of another shape on the same buffer, freed when the last of them is."""
+        """A tensor of another shape on the same buffer, freed when the last of them is.
+
+        It may have another count of rows, as far as the same tiles hold them.
+        """
         other = object.__new__(Tensor)
         other.__dict__.update(self.__dict__, shape=Shape(shape))
         self._buffer.owners += 1
@@ -102,13 +106,23 @@ class Tensor:
 
     @property
     def values(self) -> torch.Tensor:
-        """The values in logical shape. Raises RuntimeError after deallocation."""
+        """The values in logical shape; rows that were padding are NaN. Raises RuntimeError after deallocation."""
         check(self.is_allocated(), "tensor", f"{describe(self)} was deallocated")
-        return self._buffer.values.view(self.shape)
+        stored = self._buffer.values
+        if stored.numel() == math.prod(self.shape):
+            return stored.view(self.shape)
+        *outer, rows, width = self.shape
+        stored = stored.view(*outer, -1, width)
+        return torch.nn.functional.pad(stored, (0, 0, 0, rows - stored.shape[-2]), value=math.nan)
 
     @property
     def padded_shape(self) -> Shape:
         return padded_shape(self.shape, self.layout)
+
+    @property
+    def unknown_padding(self) -> bool:
+        """Whether it has padding that may hold anything."""
+        return self._unknown_padding and self.padded_shape != self.shape
 
     def memory_config(self) -> MemoryConfig:
         return self._memory_config
@@ -138,6 +152,12 @@ def is_tensor_storage_on_device(tensor: Tensor) -> bool:
     return tensor.storage_type() is StorageType.DEVICE
 
 
-def device_tensor(values: torch.Tensor, like: Tensor, *, dtype=None, layout=None, memory_config=None) -> Tensor:
-    """The result of an operation on ``like``'s device; dtype and layout are ``like``'s unless given, memory is DRAM."""
-    return Tensor(values, dtype or like.dtype, layout or like.layout, like.device(), memory_config)
+def device_tensor(
+    values: torch.Tensor, like: Tensor, *others: Tensor, dtype=None, layout=None, memory_config=None
+) -> Tensor:
+    """The result of an operation on ``like``'s device; dtype and layout are ``like``'s unless given, memory is DRAM.
+
+    Its padding is unknown where that of an operand, ``like`` or one of the ``others``, is.
+    """
+    unknown = any(operand.unknown_padding for operand in (like, *others))
+    return Tensor(values, dtype or like.dtype, layout or like.layout, like.device(), memory_config, unknown)

@@ -1,8 +1,14 @@
 """Layers that the models share. Activations are [1, 1, tokens, features], in tiles: one sample at a time."""
 
+import math
+
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.rope import Rope
 from tt_flux_kontext.models.weights import Weights
+
+
+# Parameters of activations that TT-NN otherwise takes from a coarse table: for GELU it is 1 % off.
+_EXACT_FORMS = {"GELU": (0.0,)}
 
 
 class Linear:
@@ -13,6 +19,8 @@ class Linear:
     Args:
         names: of the torch layers, from which W [out_features, in_features] and b [out_features] come.
         activation: name of a `ttnn.UnaryOpType`.
+        out_zeros: features of zeros behind each layer's own.
+        in_zeros: (at, count): x has this many features more, from that one on, which don't count.
     """
 
     def __init__(
@@ -23,10 +31,16 @@ class Linear:
         out_features: int,
         bias: bool = True,
         activation: str | None = None,
+        out_zeros: int = 0,
+        in_zeros: tuple[int, int] = (0, 0),
     ):
-        self.weight = weights.matrix([f"{name}.weight" for name in names], out_features, in_features)
-        self.bias = weights.row([f"{name}.bias" for name in names], out_features) if bias else None
-        self.activation = activation and ttnn.UnaryWithParam(getattr(ttnn.UnaryOpType, activation))
+        self.weight = weights.matrix(
+            [f"{name}.weight" for name in names], out_features, in_features, out_zeros=out_zeros, in_zeros=in_zeros
+        )
+        self.bias = weights.row([f"{name}.bias" for name in names], out_features, zeros=out_zeros) if bias else None
+        self.activation = activation and ttnn.UnaryWithParam(
+            getattr(ttnn.UnaryOpType, activation), *_EXACT_FORMS.get(activation, ())
+        )
         self.compute_config = weights.compute_config
 
     def __call__(self, *parts: "ttnn.Tensor", dtype: "ttnn.DataType | None" = None) -> "ttnn.Tensor":
@@ -45,12 +59,14 @@ class Linear:
 class Projections(Linear):
     """Linear layers that share their input, in one op; each has an output of its own."""
 
-    def __init__(self, weights: Weights, *names: str, in_features: int, out_features: int):
-        super().__init__(weights, *names, in_features=in_features, out_features=out_features)
+    def __init__(self, weights: Weights, *names: str, in_features: int, out_features: int, out_zeros: int = 0):
+        super().__init__(
+            weights, *names, in_features=in_features, out_features=out_features, out_zeros=out_zeros
+        )
         self.count = len(names)
 
     def __call__(self, x: "ttnn.Tensor") -> "list[ttnn.Tensor]":
-        """Outputs [1, 1, S, out_features] in the order of the names."""
+        """Outputs [1, 1, S, out_features + out_zeros] in the order of the names."""
         return ttnn.experimental.minimal_matmul_split(
             x,
             self.weight,
@@ -89,8 +105,17 @@ class RMSNorm:
         return ttnn.rms_norm(x, weight=self.weight, epsilon=self.eps, compute_kernel_config=self.norm_config)
 
 
+def padded_heads(heads: int, head_dim: int) -> int:
+    """Heads for `HeadNorm`: its op takes tiles by fours, and waits for ever for those that are missing in the last four.
+
+    Heads of zeros fill them up: they add nothing to the others, and the matrix behind the attention has zeros for them.
+    """
+    together = 4 // math.gcd(4, head_dim // 32)
+    return math.ceil(heads / together) * together
+
+
 class HeadNorm:
-    """RMS norm of each head by itself, split into heads and RoPE, in one op."""
+    """RMS norm of each head by itself, split into heads and RoPE, in one op; heads as `padded_heads` gives them."""
 
     def __init__(self, weights: Weights, name: str, heads: int, head_dim: int, eps: float):
         self.weight = weights.row([f"{name}.weight"] * heads, head_dim)
@@ -101,9 +126,11 @@ class HeadNorm:
 
     def __call__(self, x: "ttnn.Tensor", rope: Rope | None) -> "ttnn.Tensor":
         """x: [1, 1, S, heads d], query or key. rope: of its rows; None turns nothing. Returns [1, heads, S, d]."""
-        # The op also spreads over chips, along a cluster axis and with semaphores; here it has one chip.
-        return ttnn.experimental.dit_fused_distributed_rmsnorm(
-            x,
+        rows = x.shape[2]
+        # The op also spreads over chips, along a cluster axis and with semaphores; here it has one chip. Where rows
+        # fill no tile it would turn the last ones by the angles of the first: it gets whole tiles.
+        normed = ttnn.experimental.dit_fused_distributed_rmsnorm(
+            with_rows(x, x.padded_shape[2]),
             None,
             self.device,
             [],
@@ -116,6 +143,7 @@ class HeadNorm:
             rope_sin=rope and rope.sin,
             compute_kernel_config=self.norm_config,
         )
+        return with_rows(normed, rows)
 
 
 class Embedding:
@@ -127,6 +155,12 @@ class Embedding:
     def __call__(self, ids: "ttnn.Tensor") -> "ttnn.Tensor":
         """ids: uint32 [1, tokens], row-major. Returns [1, tokens, width] in tiles."""
         return ttnn.embedding(ids, self.weight, layout=ttnn.TILE_LAYOUT)
+
+
+def with_rows(x: "ttnn.Tensor", rows: int) -> "ttnn.Tensor":
+    """The same tiles [1, B, S, D] with another count of rows that are no padding: a view."""
+    one, outer, _, width = x.shape
+    return ttnn.reshape(x, ttnn.Shape([one, outer, rows, width]), x.padded_shape)
 
 
 def split_heads(qkv: "ttnn.Tensor", heads: int, *, transpose_key: bool = False):

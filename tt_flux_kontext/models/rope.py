@@ -38,12 +38,13 @@ class Rope:
         axes_dims: features of a head that each axis takes; their sum is the head's size.
 
     Attributes:
-        cos, sin: float32 [1, 1, S, sum of axes_dims].
+        cos, sin: float32 [1, 1, S to whole tiles, sum of axes_dims].
         turn: bfloat16 [1, 1, 32, 32], for every 32 features.
     """
 
     def __init__(self, ids: torch.Tensor, axes_dims: tuple[int, ...], device):
-        cos, sin = rope_tables(ids, axes_dims)
+        whole_tiles = torch.nn.functional.pad(ids, (0, 0, 0, -len(ids) % ttnn.TILE_SIZE))
+        cos, sin = rope_tables(whole_tiles, axes_dims)
         self.cos = upload(cos[None, None], device, ttnn.float32)
         self.sin = upload(sin[None, None], device, ttnn.float32)
         self.turn = upload(pair_rotation()[None, None], device, ttnn.bfloat16)

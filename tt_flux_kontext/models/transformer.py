@@ -6,7 +6,7 @@ import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
-from tt_flux_kontext.models.layers import HeadNorm, Linear, Projections, merge_heads, to_heads
+from tt_flux_kontext.models.layers import HeadNorm, Linear, Projections, merge_heads, padded_heads, to_heads
 from tt_flux_kontext.models.modulation import Adaptive, StepModulation, StreamModulation
 from tt_flux_kontext.models.rope import Rope
 from tt_flux_kontext.models.weights import Weights
@@ -47,6 +47,16 @@ class TransformerConfig:
     def inner_dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def padded_heads(self) -> int:
+        """Heads as the device has them: the model's, and some of zeros where their norm needs them."""
+        return padded_heads(self.num_attention_heads, self.attention_head_dim)
+
+    @property
+    def padding(self) -> int:
+        """Features of the heads of zeros."""
+        return (self.padded_heads - self.num_attention_heads) * self.attention_head_dim
+
 
 class _Adaptable:
     """What blocks share: the norm before their linear layers, adapted by shift and 1 + scale."""
@@ -70,12 +80,14 @@ class _Stream(_Adaptable):
     def __init__(self, config: TransformerConfig, weights: Weights, names: dict[str, str]):
         super().__init__(weights)
         dim = config.inner_dim
-        self.heads = config.num_attention_heads
+        self.heads = config.padded_heads
         qkv = (names["q"], names["k"], names["v"])
-        self.qkv = Projections(weights, *qkv, in_features=dim, out_features=dim)
+        self.qkv = Projections(weights, *qkv, in_features=dim, out_features=dim, out_zeros=config.padding)
         self.norm_q = HeadNorm(weights, names["norm_q"], self.heads, config.attention_head_dim, EPS)
         self.norm_k = HeadNorm(weights, names["norm_k"], self.heads, config.attention_head_dim, EPS)
-        self.out = Linear(weights, names["out"], in_features=dim, out_features=dim)
+        self.out = Linear(
+            weights, names["out"], in_features=dim, out_features=dim, in_zeros=(dim, config.padding)
+        )
         feed_forward = names["feed_forward"]
         self.feed_forward_in = Linear(
             weights, f"{feed_forward}.net.0.proj", in_features=dim, out_features=4 * dim, activation="GELU_TANH"
@@ -118,8 +130,8 @@ class DoubleBlock:
     def __init__(self, config: TransformerConfig, weights: Weights):
         self.image = _Stream(config, weights, _IMAGE_NAMES)
         self.context = _Stream(config, weights, _CONTEXT_NAMES)
-        self.attention_config = weights.attention_config
-        self.compute_config = weights.compute_config
+        self.attention_config = weights.attention_config(config.attention_head_dim)
+        self.compute_config = weights.attention_compute_config
 
     def __call__(
         self,
@@ -147,14 +159,17 @@ class SingleBlock(_Adaptable):
     def __init__(self, config: TransformerConfig, weights: Weights):
         super().__init__(weights)
         dim = config.inner_dim
-        self.heads = config.num_attention_heads
-        self.qkv = Projections(weights, "attn.to_q", "attn.to_k", "attn.to_v", in_features=dim, out_features=dim)
+        self.heads = config.padded_heads
+        qkv = ("attn.to_q", "attn.to_k", "attn.to_v")
+        self.qkv = Projections(weights, *qkv, in_features=dim, out_features=dim, out_zeros=config.padding)
         self.norm_q = HeadNorm(weights, "attn.norm_q", self.heads, config.attention_head_dim, EPS)
         self.norm_k = HeadNorm(weights, "attn.norm_k", self.heads, config.attention_head_dim, EPS)
         self.mlp = Linear(weights, "proj_mlp", in_features=dim, out_features=4 * dim, activation="GELU_TANH")
-        self.out = Linear(weights, "proj_out", in_features=5 * dim, out_features=dim)
-        self.attention_config = weights.attention_config
-        self.compute_config = weights.compute_config
+        self.out = Linear(
+            weights, "proj_out", in_features=5 * dim, out_features=dim, in_zeros=(dim, config.padding)
+        )
+        self.attention_config = weights.attention_config(config.attention_head_dim)
+        self.compute_config = weights.attention_compute_config
 
     def __call__(self, x: "ttnn.Tensor", rope: Rope, modulation: Adaptive) -> "ttnn.Tensor":
         """x: [1, 1, T + I, D], context rows first. rope: of all rows."""

@@ -1,5 +1,10 @@
-"""The variational autoencoder (diffusers' AutoencoderKL): pictures to latents and back."""
+"""The variational autoencoder (diffusers' AutoencoderKL): pictures to latents and back.
 
+Between blocks a map is float32, since TT-NN's group norm takes its statistics in the format of the map, and in bfloat16
+they are 0.5 % off and more. Convolutions take and give bfloat16.
+"""
+
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +16,7 @@ from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads
 from tt_flux_kontext.models.weights import Weights, upload
 
 EPS = 1e-6
+_BLOCK_ROWS = 32  # of tiles, in group norm: 1 MB of a core's L1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,14 @@ class FeatureMap(NamedTuple):
     values: "ttnn.Tensor"
     height: int
     width: int
+
+
+def to_float32(x: FeatureMap) -> FeatureMap:
+    return x._replace(values=ttnn.typecast(x.values, ttnn.float32))
+
+
+def to_bfloat16(x: FeatureMap) -> FeatureMap:
+    return x._replace(values=ttnn.typecast(x.values, ttnn.bfloat16))
 
 
 class Conv2d:
@@ -119,7 +133,7 @@ class Conv2d:
 
 
 class GroupNorm:
-    """torch.nn.GroupNorm. Like a convolution's, its parameters are arranged for the size of the map at hand."""
+    """torch.nn.GroupNorm, of a float32 map to another. Like a convolution's, its parameters are arranged for the size of the map at hand."""
 
     def __init__(self, config: VAEConfig, weights: Weights, name: str, channels: int):
         self.channels = channels
@@ -144,6 +158,8 @@ class GroupNorm:
                 core_grid=self.grid,
                 return_mask=True,
             )
+            # A core works through its rows of tiles by blocks. TT-NN's own choice of them overflows L1 in float32.
+            self.blocks = math.ceil(size / ttnn.TILE_SIZE / self.grid.y / _BLOCK_ROWS)
             self.prepared_for = size
         weight, bias = self.parameters
         values = ttnn.group_norm(
@@ -156,18 +172,21 @@ class GroupNorm:
             core_grid=self.grid,
             inplace=False,
             output_layout=ttnn.TILE_LAYOUT,
-            num_out_blocks=-1,
+            num_out_blocks=self.blocks,
             compute_kernel_config=self.norm_config,
         )
         return x._replace(values=values)
 
 
 def silu(x: FeatureMap) -> FeatureMap:
-    return x._replace(values=ttnn.silu(x.values))
+    """Of a float32 map, to a bfloat16 one in the same op."""
+    activation = ttnn.UnaryWithParam(ttnn.UnaryOpType.SILU)
+    return x._replace(values=ttnn.multiply(x.values, 1.0, activations=[activation], dtype=ttnn.bfloat16))
 
 
 def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:
-    return a._replace(values=ttnn.add(a.values, b.values))
+    """To a float32 map."""
+    return a._replace(values=ttnn.add(a.values, b.values, dtype=ttnn.float32))
 
 
 class ResnetBlock:
@@ -183,9 +202,11 @@ class ResnetBlock:
             self.shortcut = Conv2d(weights, "conv_shortcut", in_channels, out_channels, kernel=1, padding=(0, 0, 0, 0))
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        hidden = self.conv1(silu(self.norm1(x)))
-        hidden = self.conv2(silu(self.norm2(hidden)))
-        return add(self.shortcut(x) if self.shortcut else x, hidden)
+        # Each map is dropped as soon as the next is there: at 1024 x 1024 one takes up to 1 GB.
+        hidden = to_float32(self.conv1(silu(self.norm1(x))))
+        hidden = self.norm2(hidden)
+        hidden = self.conv2(silu(hidden))
+        return add(self.shortcut(to_bfloat16(x)) if self.shortcut else x, hidden)
 
 
 class AttentionBlock:
@@ -195,14 +216,23 @@ class AttentionBlock:
         self.norm = GroupNorm(config, weights, "group_norm", channels)
         self.qkv = Linear(weights, "to_q", "to_k", "to_v", in_features=channels, out_features=channels)
         self.out = Linear(weights, "to_out.0", in_features=channels, out_features=channels)
-        self.compute_config = weights.compute_config
+        self.attention_config = weights.attention_config(channels)
+        self.compute_config = weights.attention_compute_config
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        query, key, value = split_heads(self.qkv(self.norm(x).values), heads=1)
+        # Convolutions leave anything in the padding of a map that fills no tiles. Attention, the only one here to mix
+        # positions of a tile, gives padded keys no weight, but can't if their scores or values are infinite.
+        normed = ttnn.fill_implicit_tile_padding(to_bfloat16(self.norm(x)).values, 0.0)
+        query, key, value = split_heads(self.qkv(normed), heads=1)
         attention = ttnn.transformer.scaled_dot_product_attention(
-            query, key, value, is_causal=False, compute_kernel_config=self.compute_config
+            query,
+            key,
+            value,
+            is_causal=False,
+            program_config=self.attention_config,
+            compute_kernel_config=self.compute_config,
         )
-        return x._replace(values=ttnn.add(x.values, self.out(merge_heads(attention))))
+        return add(x, x._replace(values=self.out(merge_heads(attention))))
 
 
 class Downsample:
@@ -212,7 +242,7 @@ class Downsample:
         self.conv = Conv2d(weights, "downsamplers.0.conv", channels, channels, stride=2, padding=(0, 1, 0, 1))
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        return self.conv(x)
+        return to_float32(self.conv(to_bfloat16(x)))
 
 
 class Upsample:
@@ -223,11 +253,14 @@ class Upsample:
         self.conv = Conv2d(weights, "upsamplers.0.conv", channels, channels)
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
+        return to_float32(self.conv(self.repeat(to_bfloat16(x))))
+
+    def repeat(self, x: FeatureMap) -> FeatureMap:
+        """Each position two by two times, in row-major order."""
         height, width = 2 * x.height, 2 * x.width
         values = ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)
         values = ttnn.upsample(ttnn.reshape(values, (1, x.height, x.width, self.channels)), 2)
-        values = ttnn.reshape(values, (1, 1, height * width, self.channels))
-        return self.conv(FeatureMap(values, height, width))
+        return FeatureMap(ttnn.reshape(values, (1, 1, height * width, self.channels)), height, width)
 
 
 def _mid_block(config: VAEConfig, weights: Weights, channels: int) -> list:
@@ -245,7 +278,7 @@ class Encoder:
         self.config = config
         self.device = weights.device
         encoder, widths = weights.at("encoder"), config.block_out_channels
-        self.blocks = [Conv2d(encoder, "conv_in", config.in_channels, widths[0])]
+        self.blocks = [Conv2d(encoder, "conv_in", config.in_channels, widths[0]), to_float32]
         channels = widths[0]
         for level, width in enumerate(widths):
             block = encoder.at(f"down_blocks.{level}")
@@ -292,7 +325,7 @@ class Decoder:
         self.blocks = []
         if config.use_post_quant_conv:
             self.blocks.append(Conv2d(weights, "post_quant_conv", latents, latents, kernel=1, padding=(0, 0, 0, 0)))
-        self.blocks.append(Conv2d(decoder, "conv_in", latents, channels))
+        self.blocks += [Conv2d(decoder, "conv_in", latents, channels), to_float32]
         self.blocks += _mid_block(config, decoder.at("mid_block"), channels)
         for level, width in enumerate(widths):
             block = decoder.at(f"up_blocks.{level}")

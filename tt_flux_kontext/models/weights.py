@@ -88,15 +88,42 @@ class Weights:
         part._set_precision(EXACT)
         return part
 
-    def matrix(self, names: Sequence[str], out_features: int, in_features: int):
-        """Matrices [out, in] of linear layers that share their input, as one [in, sum of out] in tiles."""
+    def matrix(
+        self,
+        names: Sequence[str],
+        out_features: int,
+        in_features: int,
+        *,
+        out_zeros: int = 0,
+        in_zeros: tuple[int, int] = (0, 0),
+    ):
+        """Matrices [out, in] of linear layers that share their input, as one [in, sum of out] in tiles.
+
+        `out_zeros`: features of zeros behind each matrix's own; `in_zeros`: (at, count) of features that the input has
+        besides, and that the matrices multiply by zero.
+        """
+        at, count = in_zeros
+
+        def build(*parts: torch.Tensor) -> torch.Tensor:
+            if count:
+                parts = [
+                    torch.cat([part[:, :at], part.new_zeros(out_features, count), part[:, at:]], 1) for part in parts
+                ]
+            return _stacked(parts, out_zeros).T
+
         return self._place(
-            names, (out_features, in_features), lambda *parts: _stacked(parts).T, self.precision.linear_weights
+            names,
+            (out_features, in_features),
+            build,
+            self.precision.linear_weights,
+            placed=(out_features + out_zeros, in_features + count),
         )
 
-    def row(self, names: Sequence[str], size: int):
+    def row(self, names: Sequence[str], size: int, *, zeros: int = 0):
         """Vectors [size], such as the biases of those layers, as one row [1, sum of sizes] in a row of tiles."""
-        return self._place(names, (size,), lambda *parts: _stacked(parts)[None], "bfloat16")
+        return self._place(
+            names, (size,), lambda *parts: _stacked(parts, zeros)[None], "bfloat16", placed=(size + zeros,)
+        )
 
     def table(self, name: str, rows: int, width: int):
         """An embedding table [rows, width], row-major."""
@@ -125,12 +152,25 @@ class Weights:
         self.precision = precision
         self.compute_config = precision.compute_config(self.device) if self.device else None
         self.norm_config = precision.norm_config(self.device) if self.device else None
-        self.attention_config = precision.attention_config(self.device) if self.device else None
+        self.attention_compute_config = precision.attention_compute_config(self.device) if self.device else None
+
+    def attention_config(self, head_dim: int):
+        """Program config of scaled dot-product attention."""
+        return self.precision.attention_config(self.device, head_dim) if self.device else None
 
     def _place(
-        self, names: Sequence[str], shape: tuple[int, ...], build: Callable, dtype: str, *, tiled=True, on_device=True
+        self,
+        names: Sequence[str],
+        shape: tuple[int, ...],
+        build: Callable,
+        dtype: str,
+        *,
+        placed: tuple[int, ...] | None = None,
+        tiled=True,
+        on_device=True,
     ):
-        rows, columns = (1, *shape)[-2:]
+        """`shape`: of each tensor in the files. `placed`: what it takes on the device, where that is more."""
+        rows, columns = (1, *(placed or shape))[-2:]
         tiles = math.ceil(rows / 32) * math.ceil(columns / 32)
         size = tiles * _TILE_BYTES[dtype] if tiled else 2 * math.prod(shape)
         for name in names:
@@ -148,7 +188,7 @@ class Weights:
             )
 
         keys = " ".join(dict.fromkeys(self.prefix + name for name in names))
-        what = f"{len(names)} x {list(shape)} {dtype} {'tiles' if tiled else 'rows'} of {keys}"
+        what = f"{len(names)} x {list(placed or shape)} {dtype} {'tiles' if tiled else 'rows'} of {keys}"
         tensor = self.keep(what, make) if on_device else make()
         self.progress(len(names) * size)
         return tensor
@@ -180,9 +220,11 @@ class Weights:
         self.ledger.bytes += size
 
 
-def _stacked(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """One below the other; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _stacked(parts: Sequence[torch.Tensor], zeros: int = 0) -> torch.Tensor:
+    """One below the other, each with rows of zeros behind it; a single one without them is not copied."""
+    if zeros:
+        parts = [torch.cat([part, part.new_zeros(zeros, *part.shape[1:])]) for part in parts]
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _on_host(value: torch.Tensor) -> torch.Tensor:
