@@ -5,8 +5,8 @@ import torch
 from .checks import check, check_dtype, check_layout, check_operands, describe
 from .device import MeshDevice
 from .eltwise import FLOATS, activation_of
-from .formats import multiplier_operands, pack, storage_dtype
-from .gemm import ACCURATE, as_multiplied, multiplies_natively, product
+from .formats import as_multiplied, multiplier_operands, pack, storage_dtype
+from .gemm import ACCURATE, GROUP, GROUPED_TERMS, add_bias, product
 from .tensor import Tensor, device_tensor
 from .transfer import from_torch, to_torch
 from .types import Conv2dConfig, DataType, Layout, MathFidelity, MemoryConfig, StorageType, WormholeComputeKernelConfig
@@ -83,10 +83,9 @@ def conv2d(
     dtype = dtype or input_tensor.dtype
     images = input_tensor.values.view(full)
     out = torch.empty(batch_size, *size, out_channels, dtype=storage_dtype(dtype), device=images.device)
-    filters = weight.values.view(*kernel, in_channels, out_channels).permute(3, 2, 0, 1)
     offset = None if bias is None else bias.values.view(out_channels)
     activation = None if conv_config.activation is None else activation_of(op, conv_config.activation)
-    rounded = dtype is DataType.BFLOAT16 and activation is None
+    grouped = size[0] * size[1] * weight.values.numel() <= GROUPED_TERMS
     rows = max(1, OUTPUT_ELEMENTS // (size[1] * out_channels))
     for image, target in zip(images, out):
         for start in range(0, size[0], rows):
@@ -95,9 +94,10 @@ def conv2d(
             band = image[max(first, 0) : max(min(last, input_height), 0)]
             edges = (0, 0, left, right, max(-first, 0), max(last - input_height, 0))
             band = torch.nn.functional.pad(band, edges)
-            band = band.permute(2, 0, 1).unsqueeze(0)
-            tile = _convolve(band, filters, offset, stride, dilation, compute_config or ACCURATE, rounded)
-            tile = tile[0].permute(1, 2, 0)
+            taps = weight.values.view(*kernel, in_channels, out_channels)
+            tile = _convolve(band, taps, stride, dilation, compute_config or ACCURATE, grouped)
+            if offset is not None:
+                tile = add_bias(tile, offset)
             if activation is not None:
                 tile = activation(tile)
             target[start:stop] = pack(tile, dtype)
@@ -131,31 +131,28 @@ def _prepared_bias(op, bias, device, outputs, dtype):
     return from_torch(to_torch(bias), dtype, layout=Layout.TILE, device=device)
 
 
-def _convolve(image, filters, bias, stride, dilation, config, rounded: bool):
-    """``image[1, C, H, W]`` (padded) with ``filters[O, C, kh, kw]``, and the bias: fp32 ``[1, O, Ho, Wo]``.
-
-    ``rounded``: the result may be rounded to bf16, for that is all that follows.
-    """
+def _convolve(band, weight, stride, dilation, config, grouped: bool) -> torch.Tensor:
+    """``band[H, W, C]`` (padded) with ``weight[kh, kw, C, O]``: fp32 ``[Ho, Wo, O]``. ``grouped``: see ``product``."""
     check(config.math_fidelity is not MathFidelity.Invalid, "conv2d", "the compute config has no math fidelity")
-    if not config.fp32_dest_acc_en:
-        total = _convolve_as_product(image, filters, stride, dilation, config)
-        return total if bias is None else total + bias.view(-1, 1, 1)
-    pairs = multiplier_operands(as_multiplied(image), as_multiplied(filters), config.math_fidelity)
-    native = rounded and len(pairs) == 1 and multiplies_natively(image, filters, bias)
-    kind = torch.bfloat16 if native else torch.float32
-    total, offset = 0, None if bias is None else bias.to(kind)
-    for pixels, weights in pairs:
-        pixels = pixels.to(kind, memory_format=torch.channels_last)
-        weights = weights.to(kind, memory_format=torch.channels_last)
-        part = torch.nn.functional.conv2d(pixels, weights, offset, stride=stride, dilation=dilation)
-        total, offset = part.to(torch.float32) + total, None
-    return total
+    if grouped or not config.fp32_dest_acc_en:
+        return _convolve_as_product(band, weight, stride, dilation, config, grouped)
+    image, filters = as_multiplied(band).permute(2, 0, 1).unsqueeze(0), as_multiplied(weight).permute(3, 2, 0, 1)
+    total = 0
+    for pair in multiplier_operands(image, filters, config.math_fidelity):
+        pixels, weights = (values.to(torch.float32, memory_format=torch.channels_last) for values in pair)
+        total = torch.nn.functional.conv2d(pixels, weights, stride=stride, dilation=dilation) + total
+    return total[0].permute(1, 2, 0)
 
 
-def _convolve_as_product(image, filters, stride, dilation, config):
-    kernel = filters.shape[2:]
-    height, width = ((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(image.shape[2:], kernel, stride, dilation))
-    patches = torch.nn.functional.unfold(image.to(torch.float32), kernel, dilation=dilation, stride=stride)
-    in0 = patches[0].mT.to(image.dtype)
-    in1 = filters.flatten(1).mT
-    return product(in0, in1, config).mT.reshape(1, -1, height, width)
+def _convolve_as_product(band, weight, stride, dilation, config, grouped):
+    # As the kernel orders them: by position, then channels, which are padded so that a group of terms is at one.
+    padding = -band.shape[-1] % GROUP
+    band, weight = torch.nn.functional.pad(band, (0, padding)), torch.nn.functional.pad(weight, (0, 0, 0, padding))
+    kernel = weight.shape[:2]
+    height, width = ((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(band.shape, kernel, stride, dilation))
+    rows, columns = (
+        [slice(k * d, k * d + (n - 1) * s + 1, s) for k in range(taps)]
+        for taps, d, n, s in zip(kernel, dilation, (height, width), stride)
+    )
+    patches = torch.cat([band[down, across] for down in rows for across in columns], -1)
+    return product(patches.flatten(0, 1), weight.flatten(0, 2), config, grouped).view(height, width, -1)

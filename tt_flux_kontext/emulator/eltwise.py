@@ -1,34 +1,50 @@
 """Elementwise operations and the activations that other operations fuse.
 
-fp32 tensors, activations and ``addcmul`` go through the vector unit: computed in fp32, rounded once. Sums and
-differences of narrower tensors go through the matrix unit, which aligns the smaller operand first.
+Where an operand or the result is fp32, so is the destination; else it is bf16. Products, and sums of fp32 tensors, are
+the vector unit's: computed in fp32, rounded once. Other sums are the matrix unit's, which aligns the smaller operand
+first. ``addcmul`` and all activations are the vector unit's.
 """
 
 import math
 
 import torch
 
+from . import vector_unit
 from .checks import check, check_dtype, check_layout, check_operands, describe
-from .formats import CHUNK_ELEMENTS, leading_power, pack, storage_dtype
+from .formats import (
+    CHUNK_ELEMENTS,
+    aligned_sum,
+    as_multiplied,
+    keep_significant_bits,
+    pack,
+    round_to_bf16_,
+    storage_dtype,
+)
 from .tensor import Tensor, device_tensor
 from .types import DataType, GeluVariant, Layout, MemoryConfig, UnaryOpType, UnaryWithParam
 
 FLOATS = (DataType.BFLOAT16, DataType.FLOAT32, DataType.BFLOAT8_B, DataType.BFLOAT4_B)
 
 ACTIVATIONS = {
-    UnaryOpType.GELU: torch.nn.functional.gelu,
-    UnaryOpType.GELU_TANH: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    UnaryOpType.SILU: lambda x: torch.nn.functional.silu(x, inplace=True),
+    UnaryOpType.GELU: vector_unit.gelu,
+    UnaryOpType.GELU_TANH: vector_unit.gelu_tanh,
+    UnaryOpType.SILU: vector_unit.silu,
     UnaryOpType.SIGMOID: torch.sigmoid_,
     UnaryOpType.TANH: torch.tanh_,
     UnaryOpType.RELU: torch.relu_,
 }
-"""fp32 in, fp32 out; the input may be overwritten. The chip's table-driven GELU is computed exactly."""
+"""fp32 in, fp32 out; the input may be overwritten."""
+TO_BF16 = ACTIVATIONS | {UnaryOpType.SILU: vector_unit.silu_to_bf16, UnaryOpType.SIGMOID: vector_unit.sigmoid_to_bf16}
+"""The same for a bf16 destination."""
 
-_NAMED = {op.name.lower(): op for op in UnaryOpType} | {"gelu_approx": UnaryOpType.GELU}
+_PRECISE, _BY_TABLE = 0.0, 1.0  # GELU's parameter; without one it is by the table
+_NAMED = {op.name.lower(): UnaryWithParam(op) for op in UnaryOpType} | {
+    "gelu": UnaryWithParam(UnaryOpType.GELU, _PRECISE),
+    "gelu_approx": UnaryWithParam(UnaryOpType.GELU, _BY_TABLE),
+}
 
 
-def activation_of(op: str, activation):
+def activation_of(op: str, activation, fp32_destination: bool = True):
     """The function behind an activation given as a name, a UnaryOpType or a UnaryWithParam.
 
     Raises RuntimeError for a name that is unknown.
@@ -38,7 +54,9 @@ def activation_of(op: str, activation):
         activation = _NAMED[activation]
     if not isinstance(activation, UnaryWithParam):
         activation = UnaryWithParam(activation)
-    return ACTIVATIONS[activation.op_type]
+    if activation.op_type is UnaryOpType.GELU and activation.params[:1] != [_PRECISE]:
+        return vector_unit.gelu_table
+    return (ACTIVATIONS if fp32_destination else TO_BF16)[activation.op_type]
 
 
 def chunked(compute, dtype: DataType, shape, *operands: torch.Tensor) -> torch.Tensor:
@@ -73,23 +91,7 @@ def _broadcast(op: str, *tensors: Tensor):
         raise RuntimeError(f"TT_FATAL: {op}: broadcasting rule violation between {shapes}") from None
 
 
-def aligned_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The matrix unit's sum of fp32 tensors.
-
-    Both operands are put on a grid 10 bits below the larger one's leading bit, ties away from zero, and added exactly.
-    """
-    grid = torch.maximum(leading_power(a), leading_power(b)).mul_(2.0**-10)
-    grid.clamp_(torch.finfo(torch.float32).tiny, 2.0**100)  # zeros and infinities divided by it stay what they are
-    half = torch.tensor(0.5, device=a.device)
-
-    def steps(operand):
-        exact = operand / grid
-        return exact.add_(torch.copysign(half, exact)).trunc_()
-
-    return steps(a).add_(steps(b)).mul_(grid)
-
-
-def _binary(op, compute, a, b, dtype, memory_config, activations, a_activations, b_activations):
+def _binary(op, compute, to_bf16, a, b, dtype, memory_config, activations, a_activations, b_activations):
     if not isinstance(a, Tensor):
         raise TypeError(f"{op}(): input_tensor_a must be a ttnn.Tensor, got {type(a).__name__}")
     scalar = not isinstance(b, Tensor)
@@ -104,22 +106,20 @@ def _binary(op, compute, a, b, dtype, memory_config, activations, a_activations,
         other, shape = b.values, _broadcast(op, a, b)
     if any(isinstance(activation, str) for activation in (*activations, *a_activations, *b_activations)):
         raise TypeError(f"{op}(): activations must be UnaryWithParam, got a name")
-    before_a = [activation_of(op, activation) for activation in a_activations]
-    before_b = [activation_of(op, activation) for activation in b_activations]
-    after = [activation_of(op, activation) for activation in activations]
-    on_vector_unit = DataType.FLOAT32 in (a.dtype, a.dtype if scalar else b.dtype)
+    dtype, dtypes = dtype or a.dtype, (a.dtype, a.dtype if scalar else b.dtype)
+    fp32_destination = DataType.FLOAT32 in (dtype, *dtypes)
+    on_vector_unit = dtypes == (DataType.FLOAT32, DataType.FLOAT32)
 
-    def whole(x, y):
-        for function in before_a:
-            x = function(x)
-        for function in before_b:
-            y = function(y)
-        x = compute(x, y, on_vector_unit)
-        for function in after:
-            x = function(x)
+    def activated(x, given):
+        for activation in given:
+            x = activation_of(op, activation, fp32_destination)(x)
+            x = x if fp32_destination else round_to_bf16_(x)
         return x
 
-    dtype = dtype or a.dtype
+    def whole(x, y):
+        x = compute(activated(x, a_activations), activated(y, b_activations), on_vector_unit)
+        return activated(x if fp32_destination else to_bf16(x), activations)
+
     values = chunked(whole, dtype, shape, a.values, other)
     return device_tensor(values, a, dtype=dtype, memory_config=memory_config or a.memory_config())
 
@@ -144,7 +144,7 @@ def add(
         return x + y if on_vector_unit else aligned_sum(x, y)
 
     acts = (activations, input_tensor_a_activations, input_tensor_b_activations)
-    return _binary("add", compute, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
+    return _binary("add", compute, round_to_bf16_, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
 
 
 def subtract(
@@ -163,7 +163,7 @@ def subtract(
         return x - y if on_vector_unit else aligned_sum(x, -y)
 
     acts = (activations, input_tensor_a_activations, input_tensor_b_activations)
-    return _binary("subtract", compute, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
+    return _binary("subtract", compute, round_to_bf16_, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
 
 
 def multiply(
@@ -176,13 +176,16 @@ def multiply(
     input_tensor_a_activations=(),
     input_tensor_b_activations=(),
 ) -> Tensor:
-    """``a * b`` at full fidelity; see ``add``."""
+    """``a * b``; see ``add``. For a bf16 destination rounded ties to even."""
 
     def compute(x, y, on_vector_unit):
-        return x * y
+        return x * y if on_vector_unit else keep_significant_bits(x, 10).mul_(as_multiplied(y))
+
+    def to_bf16(x):
+        return x.to(torch.bfloat16).to(torch.float32)
 
     acts = (activations, input_tensor_a_activations, input_tensor_b_activations)
-    return _binary("multiply", compute, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
+    return _binary("multiply", compute, to_bf16, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
 
 
 mul = multiply
@@ -213,31 +216,32 @@ def addcmul(
     return device_tensor(values, input_a, memory_config=memory_config or input_a.memory_config())
 
 
-def _unary(op, function, tensor, memory_config):
+def _unary(op, activation, tensor, memory_config):
     check_operands(op, input_tensor=tensor)
     check_dtype(op, FLOATS, input_tensor=tensor)
+    function = activation_of(op, activation, tensor.dtype is DataType.FLOAT32)
     values = chunked(function, tensor.dtype, tensor.shape, tensor.values)
     return device_tensor(values, tensor, memory_config=memory_config or tensor.memory_config())
 
 
 def silu(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """``x * sigmoid(x)``"""
-    return _unary("silu", ACTIVATIONS[UnaryOpType.SILU], input_tensor, memory_config)
+    return _unary("silu", UnaryOpType.SILU, input_tensor, memory_config)
 
 
 def sigmoid(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """``1 / (1 + exp(-x))``"""
-    return _unary("sigmoid", ACTIVATIONS[UnaryOpType.SIGMOID], input_tensor, memory_config)
+    return _unary("sigmoid", UnaryOpType.SIGMOID, input_tensor, memory_config)
 
 
 def tanh(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """Hyperbolic tangent."""
-    return _unary("tanh", ACTIVATIONS[UnaryOpType.TANH], input_tensor, memory_config)
+    return _unary("tanh", UnaryOpType.TANH, input_tensor, memory_config)
 
 
 def relu(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """``max(x, 0)``"""
-    return _unary("relu", ACTIVATIONS[UnaryOpType.RELU], input_tensor, memory_config)
+    return _unary("relu", UnaryOpType.RELU, input_tensor, memory_config)
 
 
 def gelu(
@@ -247,6 +251,11 @@ def gelu(
     fast_and_approximate_mode: bool = False,
     memory_config: MemoryConfig | None = None,
 ) -> Tensor:
-    """GELU, exact or by tanh. The table-driven variant (FastLut, ``fast_and_approximate_mode``) is computed exactly."""
-    op = UnaryOpType.GELU_TANH if variant is GeluVariant.Tanh and not fast_and_approximate_mode else UnaryOpType.GELU
-    return _unary("gelu", ACTIVATIONS[op], input_tensor, memory_config)
+    """GELU: exact, by tanh, or by a table (FastLut, ``fast_and_approximate_mode``)."""
+    if variant is GeluVariant.FastLut or fast_and_approximate_mode:
+        activation = UnaryWithParam(UnaryOpType.GELU, _BY_TABLE)
+    elif variant is GeluVariant.Tanh:
+        activation = UnaryWithParam(UnaryOpType.GELU_TANH)
+    else:
+        activation = UnaryWithParam(UnaryOpType.GELU, _PRECISE)
+    return _unary("gelu", activation, input_tensor, memory_config)

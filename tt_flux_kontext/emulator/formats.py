@@ -1,8 +1,9 @@
-"""Number formats: how values are rounded when they are stored, and what the multipliers see of them.
+"""Number formats: how values are rounded when they are stored, and what multipliers and adders see of them.
 
 Sources: the host rules are those of the TT-NN 0.81.1 library, reproduced bit for bit; the packer (which writes the
-results of operations) and the multipliers follow an instruction-level simulator of the Tensix core. Differences kept
-on purpose: NaN stays NaN (the packer writes infinity) so that a mistake stays visible, and denormals are not flushed.
+results of operations), the multipliers and the adders follow Tenstorrent's simulator of the Tensix core, bit for bit.
+Differences kept on purpose: NaN stays NaN (the packer writes infinity) so that a mistake stays visible, and denormals
+are not flushed.
 
 Storage: bf16 torch tensors for BFLOAT16 and both block floats (whose values are exact in bf16), fp32 for FLOAT32,
 int64 for UINT32.
@@ -58,12 +59,31 @@ def keep_significant_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     return (values.view(torch.int32) & -(1 << (24 - bits))).view(torch.float32)
 
 
+def as_multiplied(values: torch.Tensor) -> torch.Tensor:
+    """What the matrix unit's source registers hold of bf16 or fp32 values: at most 11 significant bits (TF32)."""
+    return keep_significant_bits(values, 11) if values.dtype is torch.float32 else values
+
+
+def aligned_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The matrix unit's sum of fp32 tensors that broadcast.
+
+    Both come through the source registers; the smaller is put on a grid 10 bits below the larger one's leading bit,
+    ties away from zero, and added exactly.
+    """
+    a, b = as_multiplied(a), as_multiplied(b)
+    # Next to an offset of 1.5 * 2^13 times the leading bit, an fp32 sum is a multiple of the grid. An operand a 2^12th
+    # larger has no ties, and the larger one still goes back to where it was. (The limit lets infinities pass.)
+    offset = torch.maximum(leading_power(a), leading_power(b)).clamp_(max=2.0**112).mul_(1.5 * 2**13)
+    return torch.add(offset, a, alpha=1 + 2.0**-12).add_(b, alpha=1 + 2.0**-12).sub_(offset)
+
+
 def multiplier_phases(in0: torch.Tensor, in1: torch.Tensor, fidelity: MathFidelity):
     """The pairs of partial operands that the multipliers take in turn, lazily; their products add up to the result.
 
-    in0 (activations) is split after 7 significant bits, in1 (weights) after 5; fidelity says how many of the four
-    pairs are taken.
+    in0 (activations) is split after 7 significant bits, in1 (weights) after 5 and 10; fidelity says how many of the
+    four pairs are taken.
     """
+    in1 = _for_multiplier(in1)
     split0, split1 = keep_significant_bits(in0, 7), keep_significant_bits(in1, 5)
     yield split0, split1
     if fidelity is MathFidelity.LoFi:
@@ -78,6 +98,7 @@ def multiplier_phases(in0: torch.Tensor, in1: torch.Tensor, fidelity: MathFideli
 
 def multiplier_operands(in0: torch.Tensor, in1: torch.Tensor, fidelity: MathFidelity) -> list:
     """The fewest pairs of operands whose exact products add up to what ``multiplier_phases`` yields."""
+    in1 = _for_multiplier(in1)
     if fidelity is MathFidelity.HiFi4:
         return [(in0, in1)]
     high0 = keep_significant_bits(in0, 7)
@@ -87,6 +108,11 @@ def multiplier_operands(in0: torch.Tensor, in1: torch.Tensor, fidelity: MathFide
     if fidelity is MathFidelity.LoFi:
         return [(high0, high1)]
     return [(high0, in1), (in0 - high0, high1)]
+
+
+def _for_multiplier(in1: torch.Tensor) -> torch.Tensor:
+    """The last of TF32's bits is in neither half of in1."""
+    return keep_significant_bits(in1, 10) if in1.dtype is torch.float32 else in1
 
 
 def _block_float(values: torch.Tensor, dtype: DataType, align) -> torch.Tensor:

@@ -1,8 +1,15 @@
-"""Matrix products with the multipliers' and the accumulators' precision, by the fastest route torch has.
+"""Matrix products with the multipliers' and the accumulators' precision.
+
+The first of a fidelity's phases, the product of the operands' high bits, is not summed exactly: of every 8 terms along
+K each is rounded to a grid 10 bits below the largest one's exponent, ties away from zero. That is 3e-4 of an fp32
+result; rounded to bf16, one element in ten comes out next to the exact sum's. Following it costs some ten times the
+product, so that only products up to ``GROUPED_TERMS`` do, which agree with the kernels to 2e-4. Larger ones differ
+from them by 1e-3, and from the truth by as much as the kernels. The other phases round likewise, 32 times as finely
+and more, which is left out; sums of groups are fp32.
 
 Products are in fp32, to which bf16 operands are converted tile by tile: torch's bf16 product is two orders of magnitude
 slower on a CPU without units for it. On one with them it is quicker than fp32, but torch gives its result in bf16; it
-is taken where that is all that is asked for, the bias included: then it rounds once, like the packer (ties to even).
+is taken where that is all that is asked for: a large product that nothing is added to.
 """
 
 import functools
@@ -11,7 +18,15 @@ from collections.abc import Callable
 import torch
 
 from .checks import check
-from .formats import keep_significant_bits, leading_power, multiplier_operands, multiplier_phases, pack, round_to_bf16_
+from .formats import (
+    aligned_sum,
+    as_multiplied,
+    leading_power,
+    multiplier_operands,
+    multiplier_phases,
+    pack,
+    round_to_bf16_,
+)
 from .types import DataType, MathFidelity, WormholeComputeKernelConfig
 
 ACCURATE = WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi4, fp32_dest_acc_en=True)
@@ -19,6 +34,13 @@ ACCURATE = WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi4, fp32_de
 
 ROWS, COLUMNS = 1024, 1024
 """Output tile of a product: large enough that converting operands costs little, small enough for the cache."""
+
+GROUP = 8
+"""Terms that are rounded to one grid."""
+GROUPED_TERMS = 1 << 24
+"""Terms (M * K * N) of the largest product whose terms are rounded."""
+GROUPED_ROWS, GROUPED_COLUMNS = 64, 1024
+"""Output tile of one: its three fp32 buffers stay in the cache."""
 
 K_STEP = 16
 """Terms that a bf16 destination adds up before it rounds."""
@@ -40,48 +62,66 @@ def gemm(
 ) -> None:
     """``out[M, N] = finish(in0[M, K] @ in1[K, N] + bias[1 or M, N])``, packed as ``dtype``.
 
-    Operands are bf16 or fp32, of any strides.
+    Operands are bf16 or fp32, of any strides. The matrix unit adds the bias, to the product in L1.
     """
     check(config.math_fidelity is not MathFidelity.Invalid, "matmul", "the compute kernel config has no math fidelity")
+    grouped = is_grouped(in0, in1)
     for row in range(0, out.shape[0], ROWS):
         rows = slice(row, min(row + ROWS, out.shape[0]))
         left = in0[rows]
         for column in range(0, out.shape[1], COLUMNS):
             columns = slice(column, min(column + COLUMNS, out.shape[1]))
-            offset = None if bias is None else bias[rows if bias.shape[0] > 1 else slice(0, 1), columns]
-            if dtype is DataType.BFLOAT16 and finish is None:
-                out[rows, columns] = bf16_product(left, in1[:, columns], config, offset)
+            if dtype is DataType.BFLOAT16 and bias is None and finish is None:
+                out[rows, columns] = bf16_product(left, in1[:, columns], config, grouped)
                 continue
-            tile = product(left, in1[:, columns], config)
-            if offset is not None:
-                tile += offset
+            tile = product(left, in1[:, columns], config, grouped)
+            if bias is not None:
+                tile = add_bias(tile, bias[rows if bias.shape[0] > 1 else slice(0, 1), columns])
             if finish is not None:
                 tile = finish(tile, rows, columns)
             out[rows, columns] = pack(tile, dtype)
+
+
+def add_bias(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return aligned_sum(product, bias.to(torch.float32))
+
+
+def is_grouped(in0: torch.Tensor, in1: torch.Tensor) -> bool:
+    """Whether a product is small enough for its terms to be rounded."""
+    return in0.numel() * in1.shape[1] <= GROUPED_TERMS
 
 
 def bf16_product(
     in0: torch.Tensor,
     in1: torch.Tensor,
     config: WormholeComputeKernelConfig,
-    bias: torch.Tensor | None = None,
+    grouped: bool | None = None,
 ) -> torch.Tensor:
-    """``in0[M, K] @ in1[K, N] + bias[1 or M, N]``, rounded once to bf16."""
-    if config.fp32_dest_acc_en and multiplies_natively(in0, in1, bias):
+    """``in0[M, K] @ in1[K, N]``, rounded once to bf16; see ``product``."""
+    grouped = is_grouped(in0, in1) if grouped is None else grouped
+    if config.fp32_dest_acc_en and not grouped and multiplies_natively(in0, in1):
         pair, *rest = multiplier_operands(in0, in1, config.math_fidelity)
         if not rest:
-            return torch.mm(*pair) if bias is None else torch.addmm(bias, *pair)
-    tile = product(in0, in1, config)
-    if bias is not None:
-        tile += bias
-    return pack(tile, DataType.BFLOAT16)
+            return torch.mm(*pair)
+    return pack(product(in0, in1, config, grouped), DataType.BFLOAT16)
 
 
-def product(in0: torch.Tensor, in1: torch.Tensor, config: WormholeComputeKernelConfig) -> torch.Tensor:
-    """``in0[M, K] @ in1[K, N]`` in fp32, with the configured fidelity and accumulation; the result is the caller's."""
+def product(
+    in0: torch.Tensor,
+    in1: torch.Tensor,
+    config: WormholeComputeKernelConfig,
+    grouped: bool | None = None,
+) -> torch.Tensor:
+    """``in0[M, K] @ in1[K, N]`` in fp32, with the configured fidelity and accumulation; the result is the caller's.
+
+    ``grouped``: whether terms are rounded; a tile of a product is told what its product is.
+    """
+    grouped = is_grouped(in0, in1) if grouped is None else grouped
     in0, in1 = as_multiplied(in0), as_multiplied(in1)
     if not config.fp32_dest_acc_en:
         return _bf16_destination(in0, in1, config)
+    if grouped:
+        return _grouped_product(in0.to(torch.float32), in1.to(torch.float32), config.math_fidelity)
     first, *rest = (
         (left.to(torch.float32), right.to(torch.float32))
         for left, right in multiplier_operands(in0, in1, config.math_fidelity)
@@ -92,10 +132,9 @@ def product(in0: torch.Tensor, in1: torch.Tensor, config: WormholeComputeKernelC
     return result
 
 
-def multiplies_natively(*operands: torch.Tensor | None) -> bool:
+def multiplies_natively(*operands: torch.Tensor) -> bool:
     """Whether this CPU (or GPU) has units for them: all are bf16, and so the result."""
-    given = [operand for operand in operands if operand is not None]
-    return all(operand.dtype is torch.bfloat16 for operand in given) and has_native_bf16(given[0].device.type)
+    return all(operand.dtype is torch.bfloat16 for operand in operands) and has_native_bf16(operands[0].device.type)
 
 
 @functools.cache
@@ -103,9 +142,49 @@ def has_native_bf16(device_type: str) -> bool:
     return device_type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def as_multiplied(operand: torch.Tensor) -> torch.Tensor:
-    """fp32 operands reach the multipliers with 10 mantissa bits (TF32)."""
-    return keep_significant_bits(operand, 11) if operand.dtype is torch.float32 else operand
+def _grouped_product(in0, in1, fidelity) -> torch.Tensor:
+    """Of fp32 operands with at most 11 significant bits, the first phase's terms rounded in groups."""
+    # In every row and column the largest leading bit becomes 1, for fourth powers to stay in range.
+    scale0 = leading_power(in0).amax(1, keepdim=True).clamp_(min=2.0**-126)
+    scale1 = leading_power(in1).amax(0, keepdim=True).clamp_(min=2.0**-126)
+    in0, in1 = in0 / scale0, in1 / scale1
+    first, *others = multiplier_phases(in0, in1, fidelity)
+    operands = (*first, leading_power(in0), leading_power(in1))
+    if in0.shape[0] > in1.shape[1]:  # the longer side goes inside
+        high1, high0, powers1, powers0 = (operand.mT.contiguous() for operand in operands)
+        result = _grouped_sum(high0, high1, powers0, powers1).mT
+    else:
+        result = _grouped_sum(*operands)
+    for pair in others:
+        result.addmm_(*pair)
+    return result.mul_(scale0).mul_(scale1)
+
+
+def _grouped_sum(high0, high1, powers0, powers1) -> torch.Tensor:
+    """``high0[M, K] @ high1[K, N]``, terms rounded; ``powers``: of two, those of the whole operands' leading bits.
+
+    Next to an offset of 1.1 to 1.9 times 2^13 times a group's largest power, an fp32 sum is a multiple of the grid. A
+    quarter of the logarithm of 2.8 times the sum of the terms' fourth powers falls into that range.
+    """
+    result = torch.zeros(high0.shape[0], high1.shape[1], device=high0.device)
+    left = (high0 * (1 + 2.0**-13)).mT.contiguous().unsqueeze(2)  # so much larger, products have no ties
+    fourth0, fourth1 = powers0.pow(4).mul_(2.8), powers1.pow(4)
+    for row in range(0, result.shape[0], GROUPED_ROWS):
+        rows = slice(row, row + GROUPED_ROWS)
+        for column in range(0, result.shape[1], GROUPED_COLUMNS):
+            columns = slice(column, column + GROUPED_COLUMNS)
+            total = result[rows, columns]
+            offset, partial = torch.empty_like(total), torch.empty_like(total)
+            lefts, rights = left[:, rows].unbind(), high1[:, None, columns].unbind()
+            for k in range(0, len(lefts), GROUP):
+                terms = slice(k, k + GROUP)
+                torch.mm(fourth0[rows, terms], fourth1[terms, columns], out=offset)
+                offset.view(torch.int32).bitwise_right_shift_(2).add_((127 - 32 + 13) << 23)
+                partial.copy_(offset)
+                for pair in zip(lefts[terms], rights[terms]):
+                    partial.addcmul_(*pair)
+                total.add_(partial.sub_(offset))
+    return result
 
 
 def _bf16_destination(in0, in1, config) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from .checks import check, check_dtype, check_layout, check_operands, describe
 from .eltwise import FLOATS, activation_of
-from .formats import storage_dtype
+from .formats import aligned_sum, as_multiplied, multiplier_phases, storage_dtype
 from .gemm import ACCURATE, Finish, gemm
 from .tensor import Tensor, device_tensor
 from .types import (
@@ -209,9 +209,15 @@ def dit_minimal_matmul_addcmul_fused(
         f"batches differ: {describe(matmul_input_tensor)}, {describe(residual)}, {describe(gate)}",
     )
 
+    fidelity = (compute_kernel_config or ACCURATE).math_fidelity
+
     def add_gated(tile, rows, columns):
-        gate_rows = rows if factor.shape[0] > 1 else slice(0, 1)
-        return tile.mul_(factor[gate_rows, columns]).mul_(scalar).add_(base[rows, columns])
+        gates = factor[rows if factor.shape[0] > 1 else slice(0, 1), columns].to(torch.float32)
+        if gate.dtype is not DataType.FLOAT32:  # the matrix unit's product, with the tile where a weight would be
+            tile = sum(x * y for x, y in multiplier_phases(gates, as_multiplied(tile), fidelity))
+        else:
+            tile = tile * gates
+        return aligned_sum(tile.mul_(scalar), base[rows, columns].to(torch.float32))
 
     out = _minimal(op, [matmul_input_tensor], weight, bias_tensor, None, dtype, compute_kernel_config, add_gated)
     return device_tensor(out, matmul_input_tensor, dtype=dtype, memory_config=memory_config)
@@ -238,6 +244,9 @@ def _minimal(op, parts, weight, bias, activation, dtype, config, last=None) -> t
     dtype = dtype or x.dtype
     values = x.values if len(parts) == 1 else torch.cat([part.values for part in parts], -1)
     out = _empty((*x.shape[:-1], width), dtype, values)
+    finish = last or _finish(op, activation)
+    if bias is None and last is None and (finish or dtype is DataType.FLOAT32):
+        finish = _copied(finish)
     gemm(
         values.reshape(-1, inner),
         weight.values.reshape(inner, width),
@@ -245,9 +254,19 @@ def _minimal(op, parts, weight, bias, activation, dtype, config, last=None) -> t
         dtype,
         out.view(-1, width),
         _bias_rows(op, bias, x.shape[-2], width),
-        last or _finish(op, activation),
+        finish,
     )
     return out
+
+
+def _copied(finish: Finish | None) -> Finish:
+    """Without a bias the product comes to what follows as it is copied: through a source register."""
+
+    def copied(tile, rows, columns):
+        tile = as_multiplied(tile)
+        return tile if finish is None else finish(tile, rows, columns)
+
+    return copied
 
 
 def _check_matmul_operands(op, a, b, bias):

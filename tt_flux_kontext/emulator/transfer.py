@@ -156,7 +156,7 @@ def to_layout(
 
 
 def typecast(input_tensor: Tensor, dtype: DataType, *, memory_config: MemoryConfig | None = None) -> Tensor:
-    """The tensor in another dtype: on the device by the packer's rules, on the host by the host's.
+    """The tensor in another dtype: to bf16 ties to even, to block floats by the packer's or, on the host, its rules.
 
     A row-major host tensor becomes tiles when cast to a block float; a row-major device tensor is refused.
     """
@@ -171,7 +171,7 @@ def _converted(op, tensor, dtype, layout, memory_config):
     check_operands(op, tensor=tensor)
     if dtype is tensor.dtype:
         values = tensor.values
-    elif DataType.UINT32 in (dtype, tensor.dtype):
+    elif DataType.UINT32 in (dtype, tensor.dtype) or (op, dtype) == ("typecast", DataType.BFLOAT16):
         values = tensor.values.to(storage_dtype(dtype))
     else:
         values = pack(tensor.values.to(torch.float32, copy=True), dtype)
