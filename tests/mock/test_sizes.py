@@ -12,7 +12,7 @@ from tt_flux_kontext import cli
 from tt_flux_kontext.planner.kontext_dev import CONFIGS
 from tt_flux_kontext.planner.plan import Plan
 
-SPARE = 1_500_000_000  # bytes of DRAM that every phase must leave free on an N150
+SPARE = 1_400_000_000  # bytes of DRAM that every phase must leave free on an N150
 PHASES = ["clip", "t5", "vae encoder", "modulation", "transformer weights", "step", "vae decoder"]
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import apply_rotary_emb
 
+from reference.random_models import randomize
 from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.layers import HeadNorm
@@ -34,6 +36,20 @@ def device_tensor(x: torch.Tensor, device):
 
 def host(x) -> torch.Tensor:
     return ttnn.to_torch(x).float()[0]
+
+
+def sample(model, latents: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor, ids: torch.Tensor):
+    """What diffusers gives, in the model's own dtype."""
+    dtype = model.dtype
+    return model(
+        hidden_states=latents.to(dtype),
+        encoder_hidden_states=context.to(dtype),
+        pooled_projections=pooled.to(dtype),
+        timestep=torch.tensor([SIGMA], dtype=dtype),
+        guidance=torch.tensor([GUIDANCE]),
+        img_ids=ids,
+        txt_ids=torch.zeros(context.shape[1], 3),
+    ).sample
 
 
 class Case:
@@ -158,23 +174,47 @@ def test_transformer(mesh_device, check_accuracy):
     latents = bf16(torch.randn(1, len(IDS), case.config.in_channels))
     context = bf16(torch.randn(1, CONTEXT, case.config.joint_attention_dim))
 
-    def reference(model, dtype):
-        return model(
-            hidden_states=latents.to(dtype),
-            encoder_hidden_states=context.to(dtype),
-            pooled_projections=case.pooled.to(dtype),
-            timestep=torch.tensor([SIGMA], dtype=dtype),
-            guidance=torch.tensor([GUIDANCE]),
-            img_ids=IDS,
-            txt_ids=torch.zeros(CONTEXT, 3),
-        ).sample[:, :NOISE]
-
     transformer = Transformer(case.config, weights(case.model, mesh_device))
     noise, picture = device_tensor(latents[:, :NOISE], mesh_device), device_tensor(latents[:, NOISE:], mesh_device)
     positions = transformer.positions(IDS, CONTEXT)
     out = host(transformer(noise, picture, device_tensor(context, mesh_device), positions, case.step))
-    reference32, reference16 = reference(case.model, torch.float32), reference(case.bf16_model, torch.bfloat16)
-    check_accuracy("transformer, tiny", out, reference32, reference16)
+    inputs = latents, context, case.pooled, IDS
+    reference32, reference16 = sample(case.model, *inputs), sample(case.bf16_model, *inputs)
+    check_accuracy("transformer, tiny", out, reference32[:, :NOISE], reference16[:, :NOISE])
+
+
+@pytest.mark.parametrize(
+    "heads, head_dim, rows, columns, context_tokens",
+    [(1, 32, 1, 1, 1), (3, 32, 3, 11, 32), (5, 32, 4, 8, 45), (6, 32, 9, 9, 77), (7, 64, 5, 13, 20), (3, 96, 8, 8, 33)],
+)
+def test_any_heads_and_rows(mesh_device, check_accuracy, heads, head_dim, rows, columns, context_tokens):
+    """Heads that need others of zeros beside them, and rows that fill no tile."""
+    axes = (head_dim // 2, head_dim // 4, head_dim // 4)
+    model = FluxTransformer2DModel(
+        num_layers=1,
+        num_single_layers=1,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        axes_dims_rope=axes,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+        guidance_embeds=True,
+    )
+    randomize(model.requires_grad_(False).eval(), seed=0)
+    ids = torch.cat([image_ids(rows, columns, index=0), image_ids(columns, rows, index=1)])
+    latents = bf16(torch.randn(1, len(ids), 64))
+    context, pooled = bf16(torch.randn(1, context_tokens, 64)), bf16(torch.randn(1, 64))
+
+    config = config_of(model)
+    table = Modulation(config, weights(model, mesh_device))([SIGMA], GUIDANCE, device_tensor(pooled[None], mesh_device))
+    transformer = Transformer(config, weights(model, mesh_device))
+    noise, picture = (device_tensor(part, mesh_device) for part in latents.chunk(2, dim=1))
+    positions = transformer.positions(ids, context_tokens)
+    out = host(transformer(noise, picture, device_tensor(context, mesh_device), positions, table.step(0)))
+    inputs, count = (latents, context, pooled, ids), rows * columns
+    reference32, reference16 = sample(model, *inputs), sample(in_bf16(model), *inputs)
+    label = f"transformer, {heads} x {head_dim}, {context_tokens} + {len(ids)} tokens"
+    check_accuracy(label, out, reference32[:, :count], reference16[:, :count])
 
 
 @pytest.mark.parametrize("size", SIZES)

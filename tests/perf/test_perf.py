@@ -16,7 +16,6 @@ from tt_flux_kontext.device import open_device
 from tt_flux_kontext.pipeline import FluxKontextPipeline
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.planner.plan import Request, plan
 from tt_flux_kontext.planner.roofline import CALIBRATION
 
 # Device operations of one denoising step. A block's modulation is a product for each of its streams; "modulation" has
@@ -42,9 +41,7 @@ def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plan):
 
 @pytest.mark.usefixtures("needs_ttnn")
 def test_calibration_is_what_the_model_says():
-    """With the VAE in HiFi2, for which the public figures are taken."""
-    (edit,) = plan("n150", [Request(SQUARE, SQUARE, "bfp8")])
-    modelled = {phase.name: phase.seconds for phase in edit.phases}
+    (modelled,) = run("n150", "tests.perf.bf16_vae", {"system": "n150"})
     for figure, name in zip(CALIBRATION[1:], ("vae encoder", "vae decoder"), strict=True):
         assert modelled[name] == pytest.approx(figure.modelled, rel=0.01)
     assert all(abs(figure.error) < 0.1 for figure in CALIBRATION)

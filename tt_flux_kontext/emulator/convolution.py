@@ -7,7 +7,7 @@ from .device import MeshDevice
 from .eltwise import FLOATS, activation_of
 from .formats import as_multiplied, multiplier_operands, pack, storage_dtype
 from .gemm import ACCURATE, GROUP, GROUPED_TERMS, add_bias, product
-from .tensor import Tensor, device_tensor
+from .tensor import Tensor
 from .transfer import from_torch, to_torch
 from .types import Conv2dConfig, DataType, Layout, MathFidelity, MemoryConfig, StorageType, WormholeComputeKernelConfig
 
@@ -45,8 +45,9 @@ def conv2d(
     ``[1, 1, kh * kw * C, O]`` tiles on the device; ``bias_tensor``: ``[1, 1, 1, O]`` on the host or prepared.
     ``padding``: (h, w) or (top, bottom, left, right).
 
-    Returns the output; with ``return_output_dim`` also ``(Ho, Wo)``, with ``return_weights_and_bias`` also
-    ``(weight, bias)`` as prepared, in this order. ``slice_config`` has no effect.
+    Returns the output, whose padding holds anything where positions fill no tiles; with ``return_output_dim`` also
+    ``(Ho, Wo)``, with ``return_weights_and_bias`` also ``(weight, bias)`` as prepared, in this order. ``slice_config``
+    has no effect.
 
     Raises RuntimeError for a device opened without ``l1_small_size``, and for shapes that contradict the arguments
     (of which TT-NN checks few); groups other than 1 are not emulated.
@@ -101,9 +102,8 @@ def conv2d(
             if activation is not None:
                 tile = activation(tile)
             target[start:stop] = pack(tile, dtype)
-    result = device_tensor(
-        out.view(1, 1, -1, out_channels), input_tensor, dtype=dtype, layout=Layout.TILE, memory_config=memory_config
-    )
+    values = out.view(1, 1, -1, out_channels)
+    result = Tensor(values, dtype, Layout.TILE, device, memory_config, unknown_padding=True)
     extras = [size] * return_output_dim + [(weight, bias)] * return_weights_and_bias
     return (result, *extras) if extras else result
 

@@ -121,7 +121,8 @@ def _binary(op, compute, to_bf16, a, b, dtype, memory_config, activations, a_act
         return activated(x if fp32_destination else to_bf16(x), activations)
 
     values = chunked(whole, dtype, shape, a.values, other)
-    return device_tensor(values, a, dtype=dtype, memory_config=memory_config or a.memory_config())
+    operands = (a,) if scalar else (a, b)
+    return device_tensor(values, *operands, dtype=dtype, memory_config=memory_config or a.memory_config())
 
 
 def add(
@@ -213,7 +214,7 @@ def addcmul(
         shape,
         *(tensor.values for tensor in operands.values()),
     )
-    return device_tensor(values, input_a, memory_config=memory_config or input_a.memory_config())
+    return device_tensor(values, *operands.values(), memory_config=memory_config or input_a.memory_config())
 
 
 def _unary(op, activation, tensor, memory_config):

@@ -57,7 +57,7 @@ def _unet() -> float:
 
 
 # Stable Diffusion XL in Tenstorrent's tt-metal on an N150. Its VAE has the stages of Flux's, so that the modelled
-# times are those of this project's VAE with HiFi2; a test derives them anew.
+# times are those of this project's VAE as it is there, with HiFi2 and maps in bfloat16; a test derives them anew.
 CALIBRATION = (
     Figure("SDXL UNet, 1024 x 1024", 0.190, _unet()),
     Figure("VAE encode, 1024 x 1024", 0.324, 0.313),
