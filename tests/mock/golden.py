@@ -119,16 +119,17 @@ def normalisation() -> Iterator[tuple]:
 def attention() -> Iterator[tuple]:
     q, k, v = (random(1, 8, 256, 128) for _ in range(3))
     name = "transformer.scaled_dot_product_attention"
+    grid = DEVICE.compute_with_storage_grid_size()
+    program = ttnn.SDPAProgramConfig(
+        compute_with_storage_grid_size=grid, q_chunk_size=128, k_chunk_size=512, exp_approx_mode=False
+    )
+    options = EXACT | {"program_config": program}
     for causal in (False, True):
-        out = ttnn.transformer.scaled_dot_product_attention(put(q), put(k), put(v), is_causal=causal, **EXACT)
+        out = ttnn.transformer.scaled_dot_product_attention(put(q), put(k), put(v), is_causal=causal, **options)
         yield name, out, golden(name)(q, k, v, is_causal=causal)
     name = "transformer.joint_scaled_dot_product_attention"
-    grid = DEVICE.compute_with_storage_grid_size()
-    program = ttnn.SDPAProgramConfig(compute_with_storage_grid_size=grid, q_chunk_size=128, k_chunk_size=512)
     parts = [part[:, :, rows] for rows in (slice(160), slice(160, 256)) for part in (q, k, v)]
-    out = ttnn.transformer.joint_scaled_dot_product_attention(
-        *map(put, parts), joint_strategy="rear", program_config=program, **EXACT
-    )
+    out = ttnn.transformer.joint_scaled_dot_product_attention(*map(put, parts), joint_strategy="rear", **options)
     yield name, out, golden(name)(*parts, joint_strategy="rear")
 
 

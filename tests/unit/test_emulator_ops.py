@@ -388,43 +388,7 @@ def test_group_norm_grids(device, channels, rows, grid):
     assert (found.x, found.y) == grid
 
 
-# ---- attention
-
-
-ATTENTION_ERROR = 1e-2
-"""Scores and probabilities in bf16 on top of the result's own rounding."""
-
-
-@pytest.mark.parametrize("queries, keys, causal", [(77, 77, True), (300, 40, False), (600, 600, True)])
-def test_attention(put, randn, queries, keys, causal):
-    q, k, v = randn(2, 4, queries, 32), randn(2, 2, keys, 32), randn(2, 2, keys, 32)
-    out = ttnn.transformer.scaled_dot_product_attention(put(q), put(k), put(v), is_causal=causal)
-    reference = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-    assert error(out, reference) < ATTENTION_ERROR
-
-
-def test_attention_mask_and_scale(put, randn):
-    q, mask = randn(1, 2, 40, 32), randn(1, 1, 40, 40)
-    mask[..., 30:] = -math.inf
-    out = ttnn.transformer.scaled_dot_product_attention(
-        put(q), put(q), put(q), attn_mask=put(mask), is_causal=False, scale=0.5
-    )
-    assert error(out, F.scaled_dot_product_attention(q, q, q, attn_mask=mask, scale=0.5)) < ATTENTION_ERROR
-
-
-def test_joint_attention(device, put, randn):
-    q, k, v, jq, jk, jv = (randn(1, 2, length, 32) for length in (77, 77, 77, 40, 40, 40))
-    program = ttnn.SDPAProgramConfig(
-        compute_with_storage_grid_size=device.compute_with_storage_grid_size(), q_chunk_size=32, k_chunk_size=32
-    )
-    outs = ttnn.transformer.joint_scaled_dot_product_attention(
-        *map(put, (q, k, v, jq, jk, jv)), joint_strategy="rear", program_config=program
-    )
-    reference = F.scaled_dot_product_attention(*(torch.cat(pair, 2) for pair in ((q, jq), (k, jk), (v, jv))))
-    assert (
-        error(outs[0], reference[:, :, :77]) < ATTENTION_ERROR
-        and error(outs[1], reference[:, :, 77:]) < ATTENTION_ERROR
-    )
+# ---- heads
 
 
 def test_heads_are_split_and_joined(put, randn):

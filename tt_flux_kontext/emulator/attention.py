@@ -1,26 +1,22 @@
-"""Attention, the splitting and joining of heads, and rotary position embedding.
+"""Scaled dot-product attention: what TT-NN takes and refuses. What its kernels compute is in ``flash_attention``."""
 
-Scores and probabilities are rounded to bf16 between the two products, as in the kernels' intermediate buffers; the
-row sums are fp32. Sums inside the products are fp32 whatever the compute config says about the destination.
-"""
-
-import dataclasses
 import math
 
 import torch
 
 from .checks import check, check_dtype, check_layout, check_operands, check_rank, describe
-from .eltwise import aligned_sum, chunked
-from .formats import pack, round_to_bf16_
-from .gemm import ACCURATE, bf16_product, product
+from .flash_attention import Method, attend
+from .formats import pack
 from .tensor import Tensor, device_tensor
-from .types import TILE_SIZE, DataType, Layout, MemoryConfig, SDPAProgramConfig, WormholeComputeKernelConfig
-
-QUERIES = 256
-"""Rows of scores worked on at a time."""
-
-_TINY = torch.finfo(torch.float32).tiny
-"""Below this values are denormal: zero on the chip, and a hundred times slower on a CPU."""
+from .types import (
+    TILE_SIZE,
+    DataType,
+    Layout,
+    MathFidelity,
+    MemoryConfig,
+    SDPAProgramConfig,
+    WormholeComputeKernelConfig,
+)
 
 _PACKED = (DataType.BFLOAT16, DataType.BFLOAT8_B, DataType.BFLOAT4_B)
 
@@ -40,6 +36,8 @@ def scaled_dot_product_attention(
     """``softmax(q @ k^T * scale + mask) @ v``: q ``[B, H, Sq, D]``, k and v ``[B, Hkv, Sk, D]``, H a multiple of Hkv.
 
     ``attn_mask``: ``[1 or B, 1 or H, Sq, Sk]``, added to the scaled scores. ``scale`` defaults to ``1 / sqrt(D)``.
+    Without ``program_config`` chunks have 32 rows and the exponential is the fast one (2 % off), without
+    ``compute_kernel_config`` products are HiFi2 and sums bf16.
     Raises RuntimeError for fp32, row-major or partly filled heads, a mask together with ``is_causal``, and shapes that
     do not fit.
     """
@@ -54,6 +52,12 @@ def scaled_dot_product_attention(
     check(not is_causal or length == k.shape[2], op, f"causal attention needs q and k of one length: {shapes}")
     check(not (is_causal and attn_mask is not None), op, "is_causal and attn_mask cannot both be present")
     _check_program(op, q, program_config)
+    method = _method(q, scale, program_config, compute_kernel_config)
+    # With a bf16 destination another kernel takes over, which has the fast exponential only.
+    streams = not (method.config.fp32_dest_acc_en or is_causal or attn_mask is not None)
+    method = method._replace(
+        wide=method.config.fp32_dest_acc_en, exact_exponential=method.exact_exponential and not streams
+    )
     mask = None
     if attn_mask is not None:
         check_dtype(op, _PACKED, attn_mask=attn_mask)
@@ -62,15 +66,15 @@ def scaled_dot_product_attention(
         fits = attn_mask.shape[2:] == (length, k.shape[2])
         fits = fits and attn_mask.shape[0] in (1, batch) and attn_mask.shape[1] in (1, heads)
         check(fits, op, f"the mask {describe(attn_mask)} does not fit: {shapes}")
-        mask = attn_mask.values.expand(batch, heads, -1, -1)
+        # Scores are scaled in the exponential only, so TT-NN divides the mask.
+        unscaled = pack(attn_mask.values.float().div_(method.scale), attn_mask.dtype)
+        mask = unscaled.expand(batch, heads, -1, -1)
     group = heads // k.shape[1]
+    keys, values = (x.values.repeat_interleave(group, 1) if group > 1 else x.values for x in (k, v))
     out = torch.empty_like(q.values)
     for b in range(batch):
-        for head in range(heads):
-            _attend(
-                q.values[b, head], k.values[b, head // group], v.values[b, head // group], out[b, head],
-                q.dtype, scale, compute_kernel_config, None if mask is None else mask[b, head], is_causal,
-            )  # fmt: skip
+        part = None if mask is None else mask[b]
+        attend(q.values[b], [(keys[b], values[b])], method, out[b], q.dtype, part, is_causal)
     return device_tensor(out, q, memory_config=memory_config)
 
 
@@ -112,36 +116,24 @@ def joint_scaled_dot_product_attention(
         jq.shape[:2] == q.shape[:2] and jq.shape[3] == q.shape[3], op, f"{describe(q)} and {describe(jq)} do not join"
     )
     _check_program(op, q, program_config)
+    method = _method(q, scale, program_config, compute_kernel_config)
     outs = torch.empty_like(q.values), torch.empty_like(jq.values)
     for b in range(q.shape[0]):
-        for head in range(q.shape[1]):
-            keys, values = (
-                torch.cat([tensor.values[b, head], rear.values[b, head]]) for tensor, rear in zip(main[1:], joint[1:])
-            )
-            for query, out in zip((q, jq), outs):
-                _attend(query.values[b, head], keys, values, out[b, head], q.dtype, scale, compute_kernel_config)
+        sequences = [(k.values[b], v.values[b]) for _, k, v in (main, joint)]
+        for query, out in zip((q, jq), outs):
+            attend(query.values[b], sequences, method, out[b], q.dtype)
     return device_tensor(outs[0], q), device_tensor(outs[1], jq)
 
 
-def _attend(q, k, v, out, dtype, scale, config, mask=None, is_causal=False):
-    """One head: q ``[Sq, D]``, k and v ``[Sk, D]``, out ``[Sq, D]``."""
-    config = dataclasses.replace(config or ACCURATE, fp32_dest_acc_en=True)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    for start in range(0, len(q), QUERIES):
-        rows = slice(start, min(start + QUERIES, len(q)))
-        # Rows before the diagonal's end see no later keys.
-        seen = rows.stop if is_causal else len(k)
-        scores = bf16_product(q[rows], k[:seen].mT, config).to(torch.float32).mul_(scale)
-        if mask is not None:
-            scores += mask[rows]
-        if is_causal:
-            future = torch.ones_like(scores, dtype=torch.bool).triu_(start + 1)
-            scores.masked_fill_(future, -math.inf)
-        scores -= scores.amax(-1, keepdim=True)
-        probabilities = torch.threshold_(round_to_bf16_(scores.exp_()), _TINY, 0.0)
-        total = probabilities.sum(-1, keepdim=True)
-        weighted = product(probabilities.to(torch.bfloat16), v[:seen], config)
-        out[rows] = pack(weighted.div_(total), dtype)
+def _method(q, scale, program, config) -> Method:
+    config = config or WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi2)
+    return Method(
+        keys=program.k_chunk_size if program else TILE_SIZE,
+        scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        wide=False,
+        exact_exponential=program is not None and program.exp_approx_mode is False,
+        config=config,
+    )
 
 
 def _check_heads(op, dtypes, tensors):
@@ -166,92 +158,3 @@ def _check_program(op, q, config):
         op,
         f"grid {used.x}x{used.y} is larger than the device's {grid.x}x{grid.y}",
     )
-
-
-def nlp_create_qkv_heads(
-    input: Tensor,
-    *,
-    num_heads: int,
-    num_kv_heads: int | None = None,
-    transpose_k_heads: bool = True,
-    memory_config: MemoryConfig | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``[B, 1, S, (H + 2 * Hkv) * D]``, q then k then v, to ``[B, H, S, D]`` and twice ``[B, Hkv, S, D]``.
-
-    With ``transpose_k_heads`` k is ``[B, Hkv, D, S]``. Raises RuntimeError for a width that does not divide into heads
-    of whole tiles.
-    """
-    op, kv_heads = "nlp_create_qkv_heads", num_heads if num_kv_heads is None else num_kv_heads
-    check_operands(op, input=input)
-    check_layout(op, Layout.TILE, input=input)
-    check_rank(op, 4, input=input)
-    batch, one, length, width = input.shape
-    check(one == 1, op, f"the input must be [B, 1, S, width], got {describe(input)}")
-    heads = (num_heads, kv_heads, kv_heads)
-    divides = width % sum(heads) == 0 and width // sum(heads) % TILE_SIZE == 0
-    check(divides, op, f"{describe(input)} does not divide into {sum(heads)} heads of whole tiles")
-    size = width // sum(heads)
-    parts = input.values.view(batch, length, width).split([count * size for count in heads], -1)
-    q, k, v = (part.unflatten(-1, (count, size)).transpose(1, 2) for part, count in zip(parts, heads))
-    k = k.mT if transpose_k_heads else k
-    if input.dtype.is_block_float:
-        k = pack(k, input.dtype)  # transposed, its values are in other blocks
-    return tuple(device_tensor(part, input, memory_config=memory_config) for part in (q, k, v))
-
-
-def nlp_concat_heads(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
-    """``[B, H, S, D]`` to ``[B, 1, S, H * D]``. Raises RuntimeError for heads that are not whole tiles wide."""
-    op = "nlp_concat_heads"
-    check_operands(op, input_tensor=input_tensor)
-    check_layout(op, Layout.TILE, input_tensor=input_tensor)
-    check_rank(op, 4, input_tensor=input_tensor)
-    whole = input_tensor.shape[3] % TILE_SIZE == 0
-    check(whole, op, f"heads must be whole tiles wide, got {describe(input_tensor)}")
-    values = input_tensor.values.transpose(1, 2).flatten(2).unsqueeze(1)
-    return device_tensor(values, input_tensor, memory_config=memory_config)
-
-
-def rotary_embedding_llama(
-    input_tensor: Tensor,
-    cos_cache: Tensor,
-    sin_cache: Tensor,
-    trans_mat: Tensor,
-    *,
-    is_decode_mode: bool = False,
-    memory_config: MemoryConfig | None = None,
-    compute_kernel_config: WormholeComputeKernelConfig | None = None,
-) -> Tensor:
-    """``x * cos + (x @ trans_mat) * sin`` in bf16, ``trans_mat[1, 1, 32, 32]`` applied to each 32 columns of x.
-
-    x ``[B, H, S, D]``, cos and sin ``[1, 1 or H, >= S, D]``. Both products are rounded to bf16 before the sum, as in
-    the kernel. Raises RuntimeError for other dtypes and shapes, among them tables shorter than x and a D that is not
-    whole tiles, which TT-NN lets pass; decode mode is not emulated.
-    """
-    op, x = "rotary_embedding_llama", input_tensor
-    tensors = {"input_tensor": x, "cos_cache": cos_cache, "sin_cache": sin_cache, "trans_mat": trans_mat}
-    check(not is_decode_mode, op, "decode mode is not emulated")
-    check_operands(op, **tensors)
-    check_layout(op, Layout.TILE, **tensors)
-    check_dtype(op, [DataType.BFLOAT16], **tensors)
-    check_rank(op, 4, **tensors)
-    _, heads, length, width = x.shape
-    check(
-        width % TILE_SIZE == 0 and width <= 256, op, f"the head dim must be whole tiles, at most 256, got {describe(x)}"
-    )
-    check(
-        cos_cache.shape == sin_cache.shape,
-        op,
-        f"cos {describe(cos_cache)} and sin {describe(sin_cache)} differ in shape",
-    )
-    fits = cos_cache.shape[0] == 1 and cos_cache.shape[1] in (1, heads) and cos_cache.shape[3] == width
-    check(fits, op, f"cos {describe(cos_cache)} does not fit {describe(x)}")
-    check(cos_cache.shape[2] >= length, op, f"cos {describe(cos_cache)} is shorter than {describe(x)}")
-    check(trans_mat.shape == (1, 1, 32, 32), op, f"trans_mat must be [1, 1, 32, 32], got {describe(trans_mat)}")
-    turn = trans_mat.values.view(TILE_SIZE, TILE_SIZE).float()
-
-    def rotate(values, cos, sin):
-        turned = (values.view(-1, TILE_SIZE) @ turn).view(values.shape)
-        return aligned_sum(round_to_bf16_(values.mul_(cos)), round_to_bf16_(round_to_bf16_(turned).mul_(sin)))
-
-    tables = (cos_cache.values[:, :, :length], sin_cache.values[:, :, :length])
-    return device_tensor(chunked(rotate, x.dtype, x.shape, x.values, *tables), x, memory_config=memory_config)

@@ -1,6 +1,6 @@
 """``ttnn.experimental``."""
 
-from .attention import nlp_concat_heads, nlp_create_qkv_heads, rotary_embedding_llama
+from .heads import nlp_concat_heads, nlp_create_qkv_heads, rotary_embedding_llama
 from .matmul import dit_minimal_matmul_addcmul_fused, minimal_matmul, minimal_matmul_split
 from .normalization import dit_fused_distributed_rmsnorm
 

@@ -1,0 +1,218 @@
+"""What the attention kernels compute: softmax over chunks of keys, with running maxima, sums and results.
+
+Sources: TT-NN 0.81.1's kernels ``sdpa.cpp``, ``joint_sdpa.cpp``, ``compute_common.hpp`` and the vector unit's
+``ckernel_sfpu_exp.h`` for Wormhole. Where terms of products are rounded (small calls, see ``gemm``), 98 of 100 values
+agree with theirs to the bit; with exact sums one in four is a bf16 step away.
+
+Formats: results, maxima and corrections of all kernels are bf16. Scores, probabilities and row sums are fp32 in plain
+attention with an fp32 destination, of which the matrix unit reads 11 significant bits (TF32); bf16 elsewhere.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import torch
+
+from .formats import (
+    aligned_sum,
+    as_multiplied,
+    keep_significant_bits,
+    leading_power,
+    multiplier_operands,
+    pack,
+    round_to_bf16_,
+)
+from .gemm import GROUPED_TERMS, product
+from .types import TILE_SIZE, DataType, MathFidelity, WormholeComputeKernelConfig
+
+BLOCK_ELEMENTS = 1 << 17
+"""Scores worked on at a time: what stays in a core's cache."""
+
+TF32_BITS = 11
+_TINY = torch.finfo(torch.float32).tiny
+"""Below this values are denormal: zero on the chip, and a hundred times slower on a CPU."""
+
+
+class Method(NamedTuple):
+    """How a kernel goes about it.
+
+    ``keys``: how many at a time; ``wide``: scores, probabilities and sums are fp32; ``grouped``: terms of products are
+    rounded as on the chip.
+    """
+
+    keys: int
+    scale: float
+    wide: bool
+    exact_exponential: bool
+    config: WormholeComputeKernelConfig
+    grouped: bool = False
+
+    @property
+    def activation_bits(self) -> int:
+        """Significant bits that the multipliers take of in0: of queries, probabilities and sums."""
+        return 7 if self.config.math_fidelity in (MathFidelity.LoFi, MathFidelity.HiFi2) else TF32_BITS
+
+    @property
+    def weight_bits(self) -> int:
+        """Of in1: of keys and values. HiFi3 loses the products of low bits only; exact sums leave them in."""
+        return 5 if self.config.math_fidelity is MathFidelity.LoFi else 10
+
+
+class Running(NamedTuple):
+    """What passes from chunk to chunk, of ``[heads, rows]``: ``maximum[..., 1]``, ``sums[..., 32]`` of the keys in each
+    column of the tiles, ``result[..., D]``, not yet divided."""
+
+    maximum: torch.Tensor
+    sums: torch.Tensor
+    result: torch.Tensor
+
+
+def attend(
+    q: torch.Tensor,
+    sequences: list[tuple[torch.Tensor, torch.Tensor]],
+    method: Method,
+    out: torch.Tensor,
+    dtype: DataType,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+) -> None:
+    """``out[H, Sq, D] = softmax(q @ k^T * scale + mask) @ v``, packed as ``dtype``.
+
+    ``sequences``: k and v ``[H, Sk, D]`` of each sequence of keys; chunks do not reach across them. ``mask``
+    ``[H, Sq, Sk]`` is for a single sequence.
+    """
+    heads, length, width = q.shape
+    method = method._replace(grouped=q.numel() * sum(keys.shape[1] for keys, _ in sequences) <= GROUPED_TERMS)
+    rows = min(length, max(TILE_SIZE, BLOCK_ELEMENTS // max(method.keys, width)))
+    longest = max(min(method.keys, keys.shape[1]) for keys, _ in sequences)
+    group = max(1, BLOCK_ELEMENTS // (rows * max(longest, width)))
+    for head in range(0, heads, group):
+        some = slice(head, head + group)
+        queries = _cut_(_fp32(q[some]), method.activation_bits)
+        chunks = [
+            (_cut_(_fp32(k), method.weight_bits), _cut_(_fp32(v), method.weight_bits))
+            for keys, values in sequences
+            for k, v in zip(keys[some].split(method.keys, 1), values[some].split(method.keys, 1))
+        ]
+        for row in range(0, length, rows):
+            block = queries[:, row : row + rows]
+            running = None
+            for index, (k, v) in enumerate(chunks):
+                start = index * method.keys
+                if is_causal and start >= row + rows:
+                    break
+                scores = _product(block, k.mT, method)
+                if mask is not None:
+                    masked = mask[some, row : row + rows, start : start + method.keys].to(torch.float32)
+                    scores = aligned_sum(_store_(scores, method), masked)
+                if is_causal and start + method.keys > row:
+                    future = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu_(row - start + 1)
+                    scores.masked_fill_(future, -math.inf)
+                running = _take_in(scores, v, running, method)
+            out[some, row : row + rows] = pack(_divide(running, method), dtype)
+
+
+def _take_in(scores, v, before, method) -> Running:
+    """The running values with one more chunk, of ``scores[heads, rows, keys]`` and v. Overwrites ``scores``."""
+    # All that follows reads the stored scores through the matrix unit.
+    scores = _cut_(scores, TF32_BITS) if method.wide else round_to_bf16_(scores)
+    # Finding the maximum transposes tiles in bf16, by truncation.
+    maximum = keep_significant_bits(scores.amax(-1, keepdim=True), 8)
+    if before is not None:
+        maximum = torch.maximum(maximum, before.maximum)
+    probabilities = _exponential_(_subtract_(scores, maximum), method)
+    sums = _column_sums(probabilities, method)
+    result = round_to_bf16_(_product(_cut_(probabilities, method.activation_bits), v, method))
+    if before is None:
+        return Running(maximum, sums, result)
+    # Here the scale is cut to bf16, and the exponential is never the fast one.
+    scale = keep_significant_bits(torch.tensor(method.scale), 8).item()
+    factor = round_to_bf16_(aligned_sum(before.maximum, -maximum).mul_(scale).exp_())
+    earlier = _store_(_scale(before.sums, factor, method), method)
+    sums = _store_(aligned_sum(sums, earlier), method)
+    # The packer adds to L1 in bf16, rounding ties to even.
+    result = result.add_(round_to_bf16_(_scale(before.result, factor, method))).bfloat16().float()
+    return Running(maximum, sums, result)
+
+
+def _divide(running, method) -> torch.Tensor:
+    """The final result in fp32, not yet packed."""
+    sums = _cut_(running.sums, method.activation_bits)
+    total = _store_(_product(sums, sums.new_ones(len(sums), TILE_SIZE, 1), method), method)
+    inverse = _store_(_cut_(total, TF32_BITS).reciprocal_(), method)
+    return _scale(running.result, inverse, method)
+
+
+def _subtract_(scores, maximum):
+    """``scores - maximum`` as the matrix unit does it: scores are put on a grid 10 bits below the maximum's leading
+    bit, ties away from zero. (A larger score is on a coarser grid already.)"""
+    grid = leading_power(maximum).mul_(2.0**-10)
+    # Near `shift` fp32 has that grid. A factor a little above 1 takes ties away from zero, and nothing else anywhere.
+    shift = grid.mul_(1.5 * 2.0**23)
+    torch.add(shift, scores, alpha=1 + 2.0**-13, out=scores)
+    return scores.sub_(shift.add_(maximum))
+
+
+def _exponential_(scores, method):
+    """``exp(scores * scale)`` with scores up to 0, stored.
+
+    The accurate one is an fp32 polynomial, exact for our purposes. The fast one is Schraudolph's: the number's bits by
+    a linear map, to 16 bits with 8 of the mantissa; negative numbers, from far below, are cut to 0 by the packer.
+    """
+    if not method.config.fp32_dest_acc_en:
+        round_to_bf16_(scores)
+    if method.exact_exponential:
+        scores.mul_(method.scale).exp_()
+    else:
+        slope = torch.tensor(256 / math.log(2)) * method.scale
+        scores.mul_(slope.item()).add_(32500.818359375).clamp_(min=0).add_(1.5 * 2.0**23)
+        scores.view(torch.int32).bitwise_left_shift_(15)
+        if not method.config.fp32_dest_acc_en:
+            _cut_(scores, 8)
+    return torch.threshold_(_store_(scores, method), _TINY, 0.0)
+
+
+def _column_sums(probabilities, method):
+    """``[..., keys]`` to ``[..., 32]``: the packer adds tile to tile in L1, in the format of the sums."""
+    missing = -probabilities.shape[-1] % TILE_SIZE
+    if missing:
+        probabilities = torch.nn.functional.pad(probabilities, (0, missing))
+    tiles = probabilities.unflatten(-1, (-1, TILE_SIZE))
+    if method.wide:
+        return tiles.sum(-2)
+    first, *others = tiles.unbind(-2)
+    sums = first.bfloat16()
+    for tile in others:
+        sums += tile
+    return sums.float()
+
+
+def _product(in0, in1, method) -> torch.Tensor:
+    if method.config.fp32_dest_acc_en and not method.grouped:
+        return torch.bmm(in0, in1)
+    config = dataclasses.replace(method.config, packer_l1_acc=False)  # a chunk's products stay in the destination
+    return torch.stack([product(left, right, config, method.grouped) for left, right in zip(in0, in1)])
+
+
+def _scale(values, factor, method) -> torch.Tensor:
+    """``values * factor[..., 1]``, the factor in in0's place."""
+    (left, right), *rest = multiplier_operands(as_multiplied(factor), values, method.config.math_fidelity)
+    result = left * right
+    for left, right in rest:
+        result.addcmul_(left, right)
+    return result
+
+
+def _store_(values, method):
+    return values if method.wide else round_to_bf16_(values)
+
+
+def _fp32(values):
+    return values.to(torch.float32, copy=True)
+
+
+def _cut_(values, bits):
+    """fp32 values cut in place to ``bits`` significant bits."""
+    values.view(torch.int32).bitwise_and_(-(1 << (24 - bits)))
+    return values
