@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .checks import check, check_dtype, check_layout, check_operands, check_rank, describe
+from .checks import check, check_dtype, check_layout, check_operands, check_padding, check_rank, describe
 from .flash_attention import Method, attend
 from .formats import pack
 from .tensor import Tensor, device_tensor
@@ -45,6 +45,7 @@ def scaled_dot_product_attention(
     tensors = {"input_tensor_q": q, "input_tensor_k": k, "input_tensor_v": v}
     check_operands(op, **tensors, attn_mask=attn_mask)
     _check_heads(op, _PACKED, tensors)
+    check_padding(op, input_tensor_k=k, input_tensor_v=v)
     shapes = ", ".join(map(describe, (q, k, v)))
     batch, heads, length, _ = q.shape
     check(k.shape == v.shape and k.shape[0] == batch, op, f"k and v must have one shape and q's batch: {shapes}")
@@ -103,6 +104,7 @@ def joint_scaled_dot_product_attention(
     check_operands(op, **tensors)
     check(joint_strategy == "rear", op, f"joint strategy must be 'rear', got {joint_strategy!r}")
     _check_heads(op, (DataType.BFLOAT16, DataType.BFLOAT8_B), tensors)
+    check_padding(op, **{name: tensor for name, tensor in tensors.items() if not name.endswith("q")})
     q, jq = input_tensor_q, joint_tensor_q
     for name, tensor in tensors.items():
         check(tensor.dtype is q.dtype, op, f"{name} must have q's dtype {q.dtype.name}, got {describe(tensor)}")
