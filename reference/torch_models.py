@@ -2,7 +2,6 @@
 
 import copy
 from functools import cache
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
@@ -11,26 +10,13 @@ from transformers.initialization import no_init_weights
 
 from reference.make_checkpoint import build_models, randomize
 from reference.sizes import SIZES
-from tt_flux_kontext.checkpoint import Entry
+from reference.state_dict import StateDict
 from tt_flux_kontext.models.weights import Weights
 from tt_flux_kontext.precision import EXACT
 
 
-class StateDict:
-    """A torch module's tensors, in the place of a component's files."""
-
-    folder = Path("memory")
-
-    def __init__(self, module: torch.nn.Module):
-        self.tensors = module.state_dict()
-        self.entries = {key: Entry(self.folder, tuple(tensor.shape)) for key, tensor in self.tensors.items()}
-
-    def read(self, key: str) -> torch.Tensor:
-        return self.tensors[key]
-
-
 def weights(module: torch.nn.Module, device) -> Weights:
-    return Weights(StateDict(module), EXACT, device)
+    return Weights(StateDict(module.state_dict()), EXACT, device)
 
 
 def in_bf16(module: torch.nn.Module) -> torch.nn.Module:

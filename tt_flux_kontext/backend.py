@@ -2,9 +2,9 @@
 
     from tt_flux_kontext.backend import ttnn
 
-gives the `ttnn` library on a machine with a Tenstorrent card, and an emulation of it elsewhere. The choice is made once
-per process, at the first use of `ttnn` or by `choose`, and can be set with the environment variable
-`TT_FLUX_KONTEXT_BACKEND` (`silicon` or `emulated`).
+gives the `ttnn` library on a machine with a Tenstorrent card (or TT-NN's simulator or mock of one), and an emulation of it
+elsewhere. The choice is made once per process, at the first use of `ttnn` or by `choose`, and can be set with the
+environment variable `TT_FLUX_KONTEXT_BACKEND` (`silicon` or `emulated`).
 """
 
 import functools
@@ -18,6 +18,8 @@ from types import ModuleType
 
 BACKENDS = {"silicon": "ttnn", "emulated": "tt_flux_kontext.emulator"}
 VARIABLE = "TT_FLUX_KONTEXT_BACKEND"
+NODES = Path("/dev/tenstorrent")  # the kernel driver makes one a card
+STAND_INS = ("TT_METAL_SIMULATOR", "TT_METAL_MOCK_CLUSTER_DESC_PATH")  # TT-NN's own, by environment variable
 
 
 class _Door(ModuleType):
@@ -68,10 +70,11 @@ def watch(watcher: Callable) -> Iterator[None]:
 def choose(backend: str | None = None) -> str:
     """Chooses the backend for this process, by default the one in use, and returns its name.
 
-    Raises `ValueError` for an unknown name and `RuntimeError` when the process already uses the other one.
+    Raises `ValueError` for an unknown name, and `RuntimeError` when the process already uses the other one or the
+    machine lacks what it needs.
     """
     if backend is None:
-        backend = ttnn.chosen or os.environ.get(VARIABLE) or ("silicon" if _card_present() else "emulated")
+        backend = ttnn.chosen or os.environ.get(VARIABLE) or ("emulated" if silicon_lacks() else "silicon")
     if backend not in BACKENDS:
         raise ValueError(f"Unknown device '{backend}': it is one of {', '.join(BACKENDS)}.")
     if ttnn.chosen not in (None, backend):
@@ -79,15 +82,22 @@ def choose(backend: str | None = None) -> str:
             f"This process already runs on the '{ttnn.chosen}' device and can't change to '{backend}'. "
             f"Start a new process, with {VARIABLE}={backend} or with '{backend}' as the first device that it opens."
         )
-    if backend == "silicon" and importlib.util.find_spec("ttnn") is None:
-        raise RuntimeError(
-            "The 'silicon' device needs the ttnn library, which this Python doesn't have: wheels exist for "
-            "CPython 3.10 and 3.12 on Linux x86-64. Use the 'emulated' device without it."
-        )
+    if backend == "silicon" and (lacking := silicon_lacks()):
+        raise RuntimeError(lacking)
     ttnn.chosen = backend
     return backend
 
 
-def _card_present() -> bool:
-    """The kernel driver (tt-kmd) makes a node per card."""
-    return any(Path("/dev/tenstorrent").glob("*")) and importlib.util.find_spec("ttnn") is not None
+def silicon_lacks() -> str | None:
+    """What there must be for the 'silicon' device and isn't here, in a sentence; None where nothing is missing."""
+    if importlib.util.find_spec("ttnn") is None:
+        return (
+            "The 'silicon' device needs the ttnn library, which this Python doesn't have: wheels exist for "
+            "CPython 3.10 and 3.12 on Linux x86-64. Use the 'emulated' device without it."
+        )
+    if not any(NODES.glob("*")) and not any(map(os.environ.get, STAND_INS)):
+        return (
+            f"No Tenstorrent card was found: is its driver tt-kmd loaded (ls {NODES}), and what does tt-smi say? "
+            "Use the 'emulated' device without one."
+        )
+    return None

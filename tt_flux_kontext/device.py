@@ -16,7 +16,8 @@ TORCH_DEVICE = "TT_FLUX_KONTEXT_TORCH_DEVICE"  # environment variable: where tor
 def open_device(name: str | None = None) -> Iterator["ttnn.MeshDevice"]:
     """Opens one chip: `silicon`, `emulated` or, to name the emulated card, `emulated:p150` (n150 by default).
 
-    Without a name: a card where there is one, else the emulated device. Raises `ValueError` for an unknown name.
+    Without a name: a card where there is one, else the emulated device. Raises `ValueError` for an unknown name, and
+    `RuntimeError` for `silicon` where no card is found.
     """
     backend, _, system = (name or choose()).partition(":")
     if system and (backend != "emulated" or system not in EMULATED_SYSTEMS):

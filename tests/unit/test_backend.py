@@ -1,5 +1,6 @@
 """Choosing a device. Each choice is for a whole process, so these run in new ones."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {name: value for name, value in os.environ.items() if name != "TT_FLUX_KONTEXT_BACKEND"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TT_")}
     return subprocess.run([sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True)
 
 
@@ -48,6 +49,31 @@ def test_one_device_a_process():
     code = "from tt_flux_kontext.backend import choose, ttnn; choose('emulated'); ttnn.bfloat16; choose('silicon')"
     result = run(code)
     assert "already runs on the 'emulated' device and can't change to 'silicon'" in result.stderr
+
+
+def test_silicon_without_a_card():
+    """One sentence, and no traces of C++; what TT-NN has in the place of a card counts as one."""
+    code = """
+import pathlib
+from tt_flux_kontext import backend, open_device
+backend.NODES = pathlib.Path("/nowhere")
+with open_device({}): pass
+"""
+    for name, environment in (("'silicon'", {}), ("", {"TT_FLUX_KONTEXT_BACKEND": "silicon"})):
+        result = run(code.format(name), **environment)
+        if importlib.util.find_spec("ttnn"):
+            assert result.stderr.splitlines()[-1] == (
+                "RuntimeError: No Tenstorrent card was found: is its driver tt-kmd loaded (ls /nowhere), and what does "
+                "tt-smi say? Use the 'emulated' device without one."
+            )
+        else:
+            assert "which this Python doesn't have" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ttnn") is None, reason="this Python has no ttnn wheel")
+@pytest.mark.parametrize("variable", ["TT_METAL_SIMULATOR", "TT_METAL_MOCK_CLUSTER_DESC_PATH"])
+def test_stand_ins_for_a_card(variable):
+    assert run("from tt_flux_kontext.backend import choose; print(choose())", **{variable: "x"}).stdout == "silicon\n"
 
 
 def test_importing_does_not_choose():

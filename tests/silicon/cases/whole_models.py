@@ -1,0 +1,120 @@
+"""Whole models and an edit, with the demo's weights, against diffusers and transformers in float32.
+
+What they need takes seconds to import. Functions import it, so that a process for one operation need not.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.silicon.case import Bench, cases, host
+from tests.silicon.rules import AT_MOST, LIKE
+from tt_flux_kontext.precision import BF16, Policy, Precision
+from tt_flux_kontext.resolution import image_ids
+
+# What a transformer in bfp8 was when its vector was made: attention took HiFi2 too.
+BFP8 = Policy(
+    "bfp8", {"transformer": Precision(linear_weights="bfloat8_b", math_fidelity="HiFi2", attention_fidelity="HiFi2")}
+)
+SIGMA, GUIDANCE = 0.7, 2.5
+PROMPT, SEED, EDGE = "make the circle red", 0, 128
+STEPS = 2
+
+
+def models(bench: Bench, policy: Policy = BF16):
+    from reference.pipeline import TINY_KONTEXT
+    from tt_flux_kontext.checkpoint import Checkpoint
+    from tt_flux_kontext.residency import Models
+
+    return Models(Checkpoint(TINY_KONTEXT), bench.device, policy)
+
+
+@cache
+def torch_pipeline():
+    from reference.pipeline import TINY_KONTEXT, load
+
+    return load(TINY_KONTEXT)
+
+
+@cases(LIKE, t5={})
+def t5(bench: Bench, ids):
+    yield models(bench)["t5"](ids), torch_pipeline().text_encoder_2(ids[None])[0][None]
+
+
+@cases(LIKE, clip={})
+def clip(bench: Bench, ids):
+    yield models(bench)["clip"](ids), torch_pipeline().text_encoder(ids[None]).pooler_output[None, None]
+
+
+@cases(LIKE, transformer={}, transformer_bfp8={"policy": BFP8}, transformer_9x9={})
+def transformer(bench: Bench, latents, reference, context, pooled, policy=BF16):
+    """Velocity of a square of noise beside a reference of that size; all [tokens, features], pooled [features]."""
+    side = round(len(latents) ** 0.5)
+    ids = torch.cat([image_ids(side, side, index) for index in (0, 1)])
+    velocity = torch_pipeline().transformer(
+        hidden_states=torch.cat([latents, reference])[None],
+        encoder_hidden_states=context[None],
+        pooled_projections=pooled[None],
+        timestep=torch.tensor([SIGMA]),
+        guidance=torch.tensor([GUIDANCE]),
+        img_ids=ids,
+        txt_ids=torch.zeros(len(context), 3),
+    ).sample[:, : len(latents)]
+
+    ours = models(bench, policy)
+    step = ours["modulation"]([SIGMA], GUIDANCE, bench.put(pooled[None, None, None])).step(0)
+    model, positions = ours["transformer"], ours["transformer"].positions(ids, len(context))
+    placed = [bench.put(x[None, None]) for x in (latents, reference, context)]
+    yield model(*placed, positions, step), velocity[None]
+
+
+@cases(AT_MOST, vae_encoder={})
+def vae_encoder(bench: Bench, picture):
+    """The mean that a picture [3, height, width] is encoded to."""
+    mean = torch_pipeline().vae.encode(picture[None]).latent_dist.mode()[0]
+    moments = host(models(bench)["vae encoder"].moments(picture).values)
+    yield moments[0, 0, :, : len(mean)].T.reshape(mean.shape), mean
+
+
+@cases(AT_MOST, vae_decoder={})
+def vae_decoder(bench: Bench, latents):
+    """The picture of latents [C, height, width]."""
+    from tt_flux_kontext.models.vae import FeatureMap
+
+    values = bench.put(latents.flatten(1).T[None, None])
+    picture = models(bench)["vae decoder"].decode(FeatureMap(values, *latents.shape[1:]))
+    yield picture, torch_pipeline().vae.decode(latents[None]).sample[0]
+
+
+@cases(LIKE, edit_of_2_steps={})
+def edit(bench: Bench):
+    """Without a vector."""
+    yield edited_by_ours(bench, STEPS), edited(torch_pipeline(), STEPS)
+
+
+def edited_by_ours(bench: Bench, steps: int) -> torch.Tensor:
+    from reference.pipeline import TINY_KONTEXT
+    from tt_flux_kontext import FluxKontextPipeline
+
+    pipe = FluxKontextPipeline.from_pretrained(TINY_KONTEXT, device=bench.device, precision=BF16.name)
+    pipe.set_progress_bar_config(disable=True)
+    return edited(pipe, steps)
+
+
+def edited(pipe, steps: int) -> torch.Tensor:
+    """The README's example in fewer steps: float32 [height, width, 3] from 0 to 255."""
+    from reference.pipeline import TINY_KONTEXT, quiet
+
+    with quiet():
+        (picture,) = pipe(
+            image=Image.open(TINY_KONTEXT.parent / "pictures/circle.png"),
+            prompt=PROMPT,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(SEED),
+            max_area=EDGE**2,
+            _auto_resize=False,
+        ).images
+    return torch.from_numpy(np.array(picture, dtype=np.float32))
