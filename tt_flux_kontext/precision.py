@@ -4,11 +4,6 @@ from dataclasses import dataclass
 
 from tt_flux_kontext.backend import ttnn
 
-# HiFi4 multiplies exactly, but on Wormhole, with sums in float32, it now and then is wrong by a power of two (tt-metal
-# issue 38306; less often at lower fidelity). HiFi3 leaves out the product of the operands' lowest bits, 1e-4 of a sum,
-# and takes three quarters of the time.
-FULL_FIDELITY = "HiFi3"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
@@ -17,12 +12,12 @@ class Precision:
     Attributes:
         linear_weights: TT-NN dtype of the matrices of linear layers.
         math_fidelity: passes of the matrix engine over a bfloat16 mantissa, in products and convolutions.
-        attention_fidelity: the same, in scaled dot-product attention.
+        attention_fidelity: the same in scaled dot-product attention, where it is another.
     """
 
     linear_weights: str
     math_fidelity: str
-    attention_fidelity: str = FULL_FIDELITY
+    attention_fidelity: str | None = None
 
     def compute_config(self, device: "ttnn.MeshDevice"):
         """For matmuls and convolutions."""
@@ -30,11 +25,11 @@ class Precision:
 
     def norm_config(self, device: "ttnn.MeshDevice"):
         """For norms: they wait for memory, so that full products cost nothing."""
-        return _kernel_config(device, FULL_FIDELITY)
+        return _kernel_config(device, max(self.math_fidelity, FULL.math_fidelity))
 
     def attention_compute_config(self, device: "ttnn.MeshDevice"):
         """For scaled dot-product attention."""
-        return _kernel_config(device, self.attention_fidelity)
+        return _kernel_config(device, self.attention_fidelity or self.math_fidelity)
 
     def attention_config(self, device: "ttnn.MeshDevice", head_dim: int = 128):
         """For scaled dot-product attention: chunks of queries and keys that fit a Wormhole core's L1.
@@ -61,21 +56,25 @@ def _kernel_config(device: "ttnn.MeshDevice", math_fidelity: str):
     )
 
 
+# HiFi4 multiplies exactly. It is what TT-NN's kernels were tried with (tests/silicon), and no policy has it: on Wormhole,
+# with sums in float32, a result now and then is off by a power of two (tt-metal issue 38306; rarer at lower fidelity).
+EXACT = Precision(linear_weights="bfloat16", math_fidelity="HiFi4")
+# HiFi3 leaves out the product of the operands' lowest bits, 1e-4 of a sum, and takes three quarters of the time.
+FULL = Precision(linear_weights="bfloat16", math_fidelity="HiFi3")
 # HiFi2 drops the lowest bit of bfloat16 activations, a bias of 0.3 % in every product. Beside the error of bfloat8_b
-# weights it doesn't matter, and it takes two thirds of the time.
-EXACT = Precision(linear_weights="bfloat16", math_fidelity=FULL_FIDELITY)
-COMPACT = Precision(linear_weights="bfloat8_b", math_fidelity="HiFi2")
+# weights it doesn't matter, and it takes half the time.
+COMPACT = Precision(linear_weights="bfloat8_b", math_fidelity="HiFi2", attention_fidelity="HiFi3")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What users call by name: the models of `residency.Models` that are not EXACT, and what they are."""
+    """What users call by name: the models of `residency.Models` that are not FULL, and what they are."""
 
     name: str
     models: dict[str, Precision]
 
     def of(self, model: str) -> Precision:
-        return self.models.get(model, EXACT)
+        return self.models.get(model, FULL)
 
 
 # The transformer is most of an edit's memory and nearly all of its time; the others run once an edit and take turns on

@@ -18,7 +18,7 @@ from tt_flux_kontext.models.vae import Decoder, Encoder
 from tt_flux_kontext.models.weights import Weights, upload
 from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.precision import EXACT
+from tt_flux_kontext.precision import FULL
 from tt_flux_kontext.residency import COMPONENTS
 from tt_flux_kontext.resolution import image_ids
 
@@ -65,7 +65,7 @@ def of_real_widths(device) -> None:
     def model(model_class: type, component: str, **layers: int):
         _, read_config = COMPONENTS[component]
         config = read_config(checkpoint.config(component, "") | layers)
-        return model_class(config, Weights(checkpoint.tensors(component), EXACT, device))
+        return model_class(config, Weights(checkpoint.tensors(component), FULL, device))
 
     pooled = model(CLIPTextEncoder, "text_encoder")(torch.arange(77))
     context = model(T5Encoder, "text_encoder_2", num_layers=1)(torch.arange(77))

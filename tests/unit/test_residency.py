@@ -10,7 +10,7 @@ from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.pipeline import USUAL_EDIT
-from tt_flux_kontext.precision import BF16, BFP8, BFP8_MIXED, COMPACT, EXACT, PRECISIONS
+from tt_flux_kontext.precision import BF16, BFP8, BFP8_MIXED, COMPACT, FULL, PRECISIONS
 from tt_flux_kontext.residency import DoesNotFit
 
 FAST = {"prompt": "a", "max_area": 64 * 64, "max_sequence_length": 32, "num_inference_steps": 2, "output_type": "pt"}
@@ -72,7 +72,7 @@ def test_modulation_weights_are_gone_before_the_first_step(tiny_checkpoint, mesh
     assert in_steps[0] > 0 and in_steps[1:] == [0]
 
 
-@pytest.mark.parametrize("precision", [EXACT, COMPACT], ids=["exact", "compact"])
+@pytest.mark.parametrize("precision", [FULL, COMPACT], ids=["full", "compact"])
 def test_surveyed_bytes_are_those_taken(tiny_checkpoint, mesh_device, precision):
     checkpoint = Checkpoint(tiny_checkpoint)
     config = TransformerConfig.from_dict(checkpoint.config("transformer", "FluxTransformer2DModel"))
@@ -89,9 +89,9 @@ def test_surveyed_bytes_are_those_taken(tiny_checkpoint, mesh_device, precision)
 def test_the_most_accurate_policy_comes_first_and_takes_most(tiny_checkpoint, mesh_device):
     assert list(PRECISIONS.values()) == [BF16, BFP8_MIXED, BFP8]
     models = residency.Models(Checkpoint(tiny_checkpoint), mesh_device, BF16)
-    exact, mixed, compact = (models.weight_bytes(policy) for policy in PRECISIONS.values())
-    assert mixed == exact | {"transformer": compact["transformer"]}
-    assert sum(compact.values()) < sum(mixed.values()) < sum(exact.values())
+    full, mixed, compact = (models.weight_bytes(policy) for policy in PRECISIONS.values())
+    assert mixed == full | {"transformer": compact["transformer"]}
+    assert sum(compact.values()) < sum(mixed.values()) < sum(full.values())
 
 
 def test_precision_is_by_default_the_most_accurate_that_fits(tiny_checkpoint, mesh_device, monkeypatch):

@@ -28,7 +28,7 @@ from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.planner.kontext_dev import full_size_editor
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.precision import BF16, COMPACT, EXACT, Policy
+from tt_flux_kontext.precision import BF16, COMPACT, FULL, Policy
 from tt_flux_kontext.residency import Models
 from tt_flux_kontext.weight_cache import STALE, VARIABLE, WeightCache, cache_folder
 
@@ -139,7 +139,7 @@ def test_what_differs_in_anything_has_an_entry_of_its_own(tiny_checkpoint, mesh_
     save_file(tensors, file)
     load(tiny_checkpoint, mesh_device)
     load(other, mesh_device)
-    for precision in (COMPACT, dataclasses.replace(EXACT, math_fidelity="HiFi2")):
+    for precision in (COMPACT, dataclasses.replace(FULL, math_fidelity="HiFi2")):
         load(tiny_checkpoint, mesh_device, precision=Policy("other", {"clip": precision}))
     monkeypatch.setattr(weight_cache, "FORMAT", weight_cache.FORMAT + 1)
     load(tiny_checkpoint, mesh_device)
@@ -508,7 +508,7 @@ from tt_flux_kontext.checkpoint import TensorFiles
 from tt_flux_kontext.device import open_device
 from tt_flux_kontext.models.t5 import T5Encoder, t5_config
 from tt_flux_kontext.models.weights import Weights, survey
-from tt_flux_kontext.precision import EXACT
+from tt_flux_kontext.precision import FULL
 from tt_flux_kontext.weight_cache import WeightCache, cache_folder
 
 def memory(of):
@@ -516,14 +516,14 @@ def memory(of):
 
 config = t5_config(json.load(open(sys.argv[1] + "/config.json")))
 tensors = TensorFiles(Path(sys.argv[1]))
-(size,) = survey([(T5Encoder, config, EXACT)], tensors)
+(size,) = survey([(T5Encoder, config, FULL)], tensors)
 with open_device("emulated") as device:
     def build(keep):
-        return T5Encoder(config, Weights(tensors, EXACT, device, keep=keep))
+        return T5Encoder(config, Weights(tensors, FULL, device, keep=keep))
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
     before = memory("VmRSS")
     bar = lambda what, size: tqdm(disable=True)
-    model = WeightCache(cache_folder()).build("t5", tensors, EXACT, device, size, build, bar)
+    model = WeightCache(cache_folder()).build("t5", tensors, FULL, device, size, build, bar)
     print(json.dumps({"size": size, "beyond": memory("VmHWM") - before - size}))
 """
 

@@ -202,10 +202,10 @@ class Transformer(_Adaptable):
         dim = config.inner_dim
         self.config = config
         self.device = weights.device
-        exact = weights.exact()
-        self.x_embedder = Linear(exact, "x_embedder", in_features=config.in_channels, out_features=dim)
+        full = weights.full()
+        self.x_embedder = Linear(full, "x_embedder", in_features=config.in_channels, out_features=dim)
         self.context_embedder = Linear(
-            exact, "context_embedder", in_features=config.joint_attention_dim, out_features=dim
+            full, "context_embedder", in_features=config.joint_attention_dim, out_features=dim
         )
         self.double_blocks = [
             DoubleBlock(config, weights.at(f"transformer_blocks.{i}")) for i in range(config.num_layers)
@@ -213,7 +213,7 @@ class Transformer(_Adaptable):
         self.single_blocks = [
             SingleBlock(config, weights.at(f"single_transformer_blocks.{i}")) for i in range(config.num_single_layers)
         ]
-        self.proj_out = Linear(exact, "proj_out", in_features=dim, out_features=config.in_channels)
+        self.proj_out = Linear(full, "proj_out", in_features=dim, out_features=config.in_channels)
 
     def positions(self, image_ids: torch.Tensor, context_tokens: int) -> Positions:
         """image_ids: [I, 3], of the noise and then of the reference tokens. Context tokens have id (0, 0, 0)."""

@@ -8,7 +8,7 @@ import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError, TensorFiles
-from tt_flux_kontext.precision import EXACT, Precision
+from tt_flux_kontext.precision import FULL, Precision
 from tt_flux_kontext.weight_cache import Keep, uncached
 
 _TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b": 576}
@@ -82,10 +82,10 @@ class Weights:
         part.prefix = f"{self.prefix}{name}."
         return part
 
-    def exact(self) -> "Weights":
-        """The same weights in EXACT, for layers that are small and that the result depends on."""
+    def full(self) -> "Weights":
+        """The same weights in FULL, for layers that are small and that the result depends on."""
         part = copy.copy(self)
-        part._set_precision(EXACT)
+        part._set_precision(FULL)
         return part
 
     def matrix(

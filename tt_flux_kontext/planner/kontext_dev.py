@@ -8,7 +8,7 @@ import torch
 from tt_flux_kontext.checkpoint import Entry
 from tt_flux_kontext.edit import Edit, Editor, Text
 from tt_flux_kontext.models.weights import Weights
-from tt_flux_kontext.precision import EXACT, PRECISIONS
+from tt_flux_kontext.precision import FULL, PRECISIONS
 from tt_flux_kontext.residency import COMPONENTS, MODELS, Models
 
 CLIP_TOKENS = 77
@@ -60,7 +60,7 @@ class ShapeCheckpoint:
         tensors = ShapeTensors(component)
         for owner, model_class in MODELS.values():
             if owner == component:
-                model_class(read_config(CONFIGS[component]), _Wishes(tensors, EXACT))
+                model_class(read_config(CONFIGS[component]), _Wishes(tensors, FULL))
         return tensors
 
 
