@@ -16,16 +16,14 @@ from .device import (
     synchronize_device,
 )
 from .eltwise import add, addcmul, gelu, mul, multiply, relu, sigmoid, silu, subtract, tanh
-from .matmul import linear, matmul
-from .movement import concat, embedding, fill_implicit_tile_padding, pad, permute, reshape, slice, upsample
-from .normalization import (
+from .group_normalization import (
     determine_expected_group_norm_dram_grid_size,
     dram_group_norm_params_from_torch,
     group_norm,
-    layer_norm,
-    rms_norm,
-    softmax,
 )
+from .matmul import linear, matmul
+from .movement import concat, embedding, fill_implicit_tile_padding, pad, permute, reshape, slice, upsample
+from .normalization import layer_norm, rms_norm, softmax
 from .tensor import Tensor, deallocate, is_tensor_storage_on_device
 from .transfer import (
     dump_tensor,

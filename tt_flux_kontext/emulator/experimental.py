@@ -1,8 +1,8 @@
 """``ttnn.experimental``."""
 
+from .head_normalization import dit_fused_distributed_rmsnorm
 from .heads import nlp_concat_heads, nlp_create_qkv_heads, rotary_embedding_llama
 from .matmul import dit_minimal_matmul_addcmul_fused, minimal_matmul, minimal_matmul_split
-from .normalization import dit_fused_distributed_rmsnorm
 
 __all__ = [
     "dit_fused_distributed_rmsnorm",

@@ -1,0 +1,66 @@
+"""Steps of kernels on the matrix unit: products element by element, and sums of a row's or a column's terms.
+
+Operands come through the source registers, cut to 11 significant bits (TF32). Of operand 0 the multipliers take 5 bits
+at a time, of operand 1 seven and the four that are left, as many of the four pairs as the fidelity says; results are
+fp32. Sums are products with a scaler: in the first phase each of 8 terms is rounded to a grid 10 bits below the
+exponent of the largest product, ties away from zero. Small positive terms gain by it more often than they lose, which
+adds up; the other phases' grids are 32 times as fine and more, and left out.
+
+Source: Tenstorrent's simulator of the Tensix core, with which these agree to the last bits of fp32.
+"""
+
+import torch
+
+from .formats import as_multiplied, keep_significant_bits, leading_power, multiplier_operands
+from .types import MathFidelity
+
+CHUNK_ELEMENTS = 1 << 16
+"""Elements worked on at a time: few enough that the many temporaries of a step stay in the cache."""
+GROUP = 8
+"""Terms that are rounded to one grid."""
+_GRID = 1.5 * 2**13
+"""Next to an offset of so many times a group's leading bit, an fp32 sum is a multiple of the grid."""
+_NO_TIES = 1 + 2.0**-13
+"""Terms so much larger are no ties, and none of them reaches the next one."""
+
+
+def multiply(a: torch.Tensor, b: torch.Tensor, fidelity: MathFidelity) -> torch.Tensor:
+    """``a * b`` of fp32 tensors; b broadcasts to a."""
+    (left, right), *rest = multiplier_operands(as_multiplied(b), a, fidelity)
+    result = right.mul_(left)
+    for left, right in rest:
+        result.addcmul_(left, right)
+    return result
+
+
+def row_sums(terms: torch.Tensor, fidelity: MathFidelity) -> torch.Tensor:
+    """``terms[..., W]`` summed to ``[..., 1]``: data in operand 1, a scaler of one in operand 0."""
+    width = terms.shape[-1]
+    terms = as_multiplied(terms)
+    high = keep_significant_bits(terms, 7)
+    powers = torch.nn.functional.pad(leading_power(high), (0, -width % GROUP))
+    largest = torch.nn.functional.max_pool1d(powers.view(1, -1, powers.shape[-1]), GROUP)
+    offset = largest.mul_(_GRID).repeat_interleave(GROUP, -1)[..., :width].view_as(high)
+    total = torch.add(offset, high, alpha=_NO_TIES).sub_(offset)
+    if fidelity in (MathFidelity.HiFi3, MathFidelity.HiFi4):
+        total.add_(terms.sub_(high))
+    return total.sum(-1, keepdim=True)
+
+
+def column_sums(terms: torch.Tensor, scaler: torch.Tensor, fidelity: MathFidelity) -> torch.Tensor:
+    """``terms[..., K, N]`` times a scaler, summed to ``[..., N]``: data in operand 0; K in groups."""
+    terms = keep_significant_bits(terms, 10)
+    high = keep_significant_bits(terms, 5)
+    scaler_high = keep_significant_bits(scaler, 7)
+    groups = high.unflatten(-2, (-1, GROUP))
+    offset = leading_power(high).unflatten(-2, (-1, GROUP)).amax(-2, keepdim=True)
+    offset.mul_(_GRID * leading_power(scaler))
+    total = torch.add(offset, groups, alpha=_NO_TIES * scaler_high.item()).sub_(offset).sum((-3, -2))
+    if fidelity is MathFidelity.LoFi:
+        return total
+    low_sum = terms.sub_(high).sum(-2)
+    total.addcmul_(low_sum, scaler_high)
+    if fidelity is MathFidelity.HiFi2:
+        return total
+    total.addcmul_(high.sum(-2), scaler - scaler_high)
+    return total if fidelity is MathFidelity.HiFi3 else total.addcmul_(low_sum, scaler - scaler_high)
