@@ -150,7 +150,7 @@ def _subtract_(scores, maximum):
     grid = leading_power(maximum).mul_(2.0**-10)
     # Near `shift` fp32 has that grid. A factor a little above 1 takes ties away from zero, and nothing else anywhere.
     shift = grid.mul_(1.5 * 2.0**23)
-    torch.add(shift, scores, alpha=1 + 2.0**-13, out=scores)
+    torch.add(shift, scores, alpha=1 + 2.0**-20, out=scores)
     return scores.sub_(shift.add_(maximum))
 
 
