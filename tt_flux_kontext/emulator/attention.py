@@ -129,6 +129,8 @@ def joint_scaled_dot_product_attention(
 
 def _method(q, scale, program, config) -> Method:
     config = config or WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi2)
+    given = config.math_fidelity is not MathFidelity.Invalid
+    check(given, "attention", "the compute kernel config has no math fidelity")
     return Method(
         keys=program.k_chunk_size if program else TILE_SIZE,
         scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,

@@ -14,16 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from .formats import (
-    aligned_sum,
-    as_multiplied,
-    keep_significant_bits,
-    leading_power,
-    multiplier_operands,
-    pack,
-    round_to_bf16_,
-)
+from .formats import aligned_sum, keep_significant_bits, leading_power, pack, round_to_bf16_
 from .gemm import GROUPED_TERMS, product
+from .matrix_unit import multiply
 from .types import TILE_SIZE, DataType, MathFidelity, WormholeComputeKernelConfig
 
 BLOCK_ELEMENTS = 1 << 17
@@ -126,13 +119,14 @@ def _take_in(scores, v, before, method) -> Running:
     result = round_to_bf16_(_product(_cut_(probabilities, method.activation_bits), v, method))
     if before is None:
         return Running(maximum, sums, result)
+    fidelity = method.config.math_fidelity
     # Here the scale is cut to bf16, and the exponential is never the fast one.
     scale = keep_significant_bits(torch.tensor(method.scale), 8).item()
     factor = round_to_bf16_(aligned_sum(before.maximum, -maximum).mul_(scale).exp_())
-    earlier = _store_(_scale(before.sums, factor, method), method)
+    earlier = _store_(multiply(before.sums, factor, fidelity), method)
     sums = _store_(aligned_sum(sums, earlier), method)
     # The packer adds to L1 in bf16, rounding ties to even.
-    result = result.add_(round_to_bf16_(_scale(before.result, factor, method))).bfloat16().float()
+    result = result.add_(round_to_bf16_(multiply(before.result, factor, fidelity))).bfloat16().float()
     return Running(maximum, sums, result)
 
 
@@ -141,7 +135,7 @@ def _divide(running, method) -> torch.Tensor:
     sums = _cut_(running.sums, method.activation_bits)
     total = _store_(_product(sums, sums.new_ones(len(sums), TILE_SIZE, 1), method), method)
     inverse = _store_(_cut_(total, TF32_BITS).reciprocal_(), method)
-    return _scale(running.result, inverse, method)
+    return multiply(running.result, inverse, method.config.math_fidelity)
 
 
 def _subtract_(scores, maximum):
@@ -193,15 +187,6 @@ def _product(in0, in1, method) -> torch.Tensor:
         return torch.bmm(in0, in1)
     config = dataclasses.replace(method.config, packer_l1_acc=False)  # a chunk's products stay in the destination
     return torch.stack([product(left, right, config, method.grouped) for left, right in zip(in0, in1)])
-
-
-def _scale(values, factor, method) -> torch.Tensor:
-    """``values * factor[..., 1]``, the factor in in0's place."""
-    (left, right), *rest = multiplier_operands(as_multiplied(factor), values, method.config.math_fidelity)
-    result = left * right
-    for left, right in rest:
-        result.addcmul_(left, right)
-    return result
 
 
 def _store_(values, method):
