@@ -55,12 +55,6 @@ def dit_fused_distributed_rmsnorm(
     whole = width % heads == 0 and width // heads % TILE_SIZE == 0
     check(whole, op, f"{describe(x)} does not divide into {heads} heads of whole tiles")
     size, tiles = width // heads, width // TILE_SIZE
-    check(
-        not per_head_norm or tiles % _BLOCK_TILES == 0,
-        op,
-        f"would hang: heads are handed over tile by tile, but waited for by fours, and {tiles} tiles "
-        f"({heads} heads of {size}) are no multiple of 4",
-    )
     given = [tensor for tensor in rope.values() if tensor is not None]
     check(len(given) in (0, 3), op, "transformation_mat, rope_cos and rope_sin go together")
     if given:
@@ -68,27 +62,34 @@ def dit_fused_distributed_rmsnorm(
         check(fits, op, f"cos and sin must be [1, 1, {rows}, {size}], got {describe(rope_cos)}, {describe(rope_sin)}")
         square = transformation_mat.shape == (1, 1, TILE_SIZE, TILE_SIZE)
         check(square, op, f"transformation_mat must be [1, 1, 32, 32], got {describe(transformation_mat)}")
-        check(
-            rows <= TILE_SIZE or rows % TILE_SIZE == 0,
-            op,
-            f"would be wrong: tiles of cos and sin are counted modulo the {rows // TILE_SIZE} full ones, so that the "
-            f"last {rows % TILE_SIZE} of {rows} rows would be turned like the first",
-        )
     config = compute_kernel_config or ACCURATE
     check(config.fp32_dest_acc_en, op, "requires fp32_dest_acc_en=true in the compute kernel config")
+    # TT-NN takes these calls.
+    check(
+        not per_head_norm or tiles % _BLOCK_TILES == 0,
+        op,
+        f"would hang: heads are handed over tile by tile, but waited for by fours, and {tiles} tiles "
+        f"({heads} heads of {size}) are no multiple of 4",
+    )
+    check(
+        not given or rows <= TILE_SIZE or rows % TILE_SIZE == 0,
+        op,
+        f"would be wrong: tiles of cos and sin are counted modulo the {rows // TILE_SIZE} full ones, so that the "
+        f"last {rows % TILE_SIZE} of {rows} rows would be turned like the first",
+    )
     matrix = None if transformation_mat is None else transformation_mat.values.view(TILE_SIZE, TILE_SIZE)
     scale = None if weight is None else weight.values.view(heads, size).float()
 
     def compute(values, *tables):
-        return normed_and_turned(values, per_head_norm, epsilon, scale, matrix, tables, config.math_fidelity)
+        return _normed_and_turned(values, per_head_norm, epsilon, scale, matrix, tables, config.math_fidelity)
 
-    tables = [table.values.view(rows, 1, size) for table in given[1:]]
+    operands = [x.values.view(rows, heads, size), *(table.values.view(rows, 1, size) for table in given[1:])]
     dtype = dtype or x.dtype
-    values = chunked(compute, dtype, (rows, heads, size), x.values.view(rows, heads, size), *tables, elements=CHUNK_ELEMENTS)
+    values = chunked(compute, dtype, (rows, heads, size), *operands, elements=CHUNK_ELEMENTS)
     return device_tensor(values.transpose(0, 1).unsqueeze(0), x, dtype=dtype, memory_config=memory_config)
 
 
-def normed_and_turned(x, per_head, epsilon, weight, matrix, tables, fidelity):
+def _normed_and_turned(x, per_head, epsilon, weight, matrix, tables, fidelity):
     """What the kernel makes of fp32 values ``x[rows, heads, size]``; weight ``[heads, size]``, tables ``[rows, 1, size]``.
 
     Between the steps values are fp32 in L1, and come back to the matrix unit as TF32.
