@@ -130,10 +130,10 @@ def product_by_the_book(x, w, phases):
 
 
 @pytest.mark.parametrize("fidelity, phases", [("LoFi", 1), ("HiFi2", 2), ("HiFi3", 3)])
-@pytest.mark.parametrize("rows, columns", [(40, 24), (24, 40)])
-def test_terms_are_rounded_in_groups(put, randn, monkeypatch, fidelity, phases, rows, columns):
-    monkeypatch.setattr(gemm, "GROUPED_ROWS", 16)
-    monkeypatch.setattr(gemm, "GROUPED_COLUMNS", 32)
+@pytest.mark.parametrize("rows, columns, elements", [(40, 24, 1 << 16), (24, 40, 1 << 16), (40, 24, 300)])
+def test_terms_are_rounded_in_groups(put, randn, monkeypatch, fidelity, phases, rows, columns, elements):
+    monkeypatch.setattr(gemm, "COLUMNS", 32)
+    monkeypatch.setattr(gemm, "GROUPED_ELEMENTS", elements)
     x, w = randn(rows, 92) * torch.logspace(-12, 12, rows, 2)[:, None], randn(92, columns)
     options = {"dtype": ttnn.float32, "compute_kernel_config": config(fidelity)}
     out = ttnn.to_torch(ttnn.matmul(put(x), put(w), **options)).double()
@@ -328,64 +328,6 @@ def test_embedding(put, randn):
     table, ids = randn(40, 64), torch.randint(40, (2, 33))
     found = ttnn.embedding(put(ids, ttnn.uint32, RM), put(table, layout=RM), layout=TILE)
     assert found.layout is TILE and torch.equal(ttnn.to_torch(found).float(), table[ids])
-
-
-# ---- normalisation
-
-
-@pytest.mark.parametrize("dtype, limit", [(ttnn.bfloat16, BF16_ERROR), (ttnn.float32, 1e-5), (ttnn.bfloat8_b, 2e-2)])
-def test_norms_and_softmax(put, randn, dtype, limit):
-    x, w, b, r = randn(2, 1, 33, 96), randn(96), randn(96), randn(2, 1, 33, 96)
-    t = put(x, dtype)
-    affine = {"weight": put(w), "bias": put(b), "epsilon": 1e-5}
-    assert error(ttnn.layer_norm(t, **affine), F.layer_norm(x, (96,), w, b, 1e-5)) < limit
-    assert error(ttnn.rms_norm(t, **affine), F.rms_norm(x, (96,), w, 1e-5) + b) < limit
-    assert error(ttnn.layer_norm(t, residual_input_tensor=put(r, dtype)), F.layer_norm(x + r, (96,))) < limit
-    assert error(ttnn.softmax(t), x.softmax(-1)) < limit
-    assert error(ttnn.softmax(t, dim=2, numeric_stable=False), x.softmax(2)) < limit
-
-
-@pytest.mark.parametrize("channels, pixels, groups", [(64, 64, 32), (96, 100, 32), (512, 24, 32)])
-def test_group_norm(device, put, randn, channels, pixels, groups):
-    x, w, b = (randn(2, 1, pixels, channels) + 3).bfloat16().float(), randn(channels), randn(channels)
-    grid = ttnn.determine_expected_group_norm_dram_grid_size(
-        device=device, num_channels=channels, num_groups=groups, input_nhw=2 * pixels, num_batches=2
-    )
-    (weight, bias), mask = ttnn.dram_group_norm_params_from_torch(
-        [w, b], channels, groups, device=device, core_grid=grid, return_mask=True
-    )
-    out = ttnn.group_norm(
-        put(x),
-        num_groups=groups,
-        epsilon=1e-6,
-        input_mask=mask,
-        weight=weight,
-        bias=bias,
-        core_grid=grid,
-        inplace=False,
-    )
-    reference = F.group_norm(x.squeeze(1).mT, groups, w, b, 1e-6).mT.unsqueeze(1)
-    assert error(out, reference) < BF16_ERROR
-    assert weight.shape == [1, 1, channels // 32, 32]
-
-
-# The library's answers on its mock N150.
-@pytest.mark.parametrize(
-    "channels, rows, grid",
-    [
-        (512, 16384, (8, 8)),
-        (512, 118 * 138, (8, 1)),
-        (256, 472 * 552, (8, 6)),
-        (64, 64, (4, 1)),
-        (32, 24, (1, 1)),
-        (96, 64, (2, 1)),
-    ],
-)
-def test_group_norm_grids(device, channels, rows, grid):
-    found = ttnn.determine_expected_group_norm_dram_grid_size(
-        device=device, num_channels=channels, num_groups=32, input_nhw=rows
-    )
-    assert (found.x, found.y) == grid
 
 
 # ---- heads

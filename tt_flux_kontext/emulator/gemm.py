@@ -13,6 +13,7 @@ is taken where that is all that is asked for: a large product that nothing is ad
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -39,8 +40,8 @@ GROUP = 8
 """Terms that are rounded to one grid."""
 GROUPED_TERMS = 1 << 24
 """Terms (M * K * N) of the largest product whose terms are rounded."""
-GROUPED_ROWS, GROUPED_COLUMNS = 64, 1024
-"""Output tile of one: its three fp32 buffers stay in the cache."""
+GROUPED_ELEMENTS = 1 << 16
+"""Elements of output, of several groups if there are few, that it works on at a time, so that they stay in the cache."""
 
 K_STEP = 16
 """Terms that a bf16 destination adds up before it rounds."""
@@ -148,43 +149,52 @@ def _grouped_product(in0, in1, fidelity) -> torch.Tensor:
     scale0 = leading_power(in0).amax(1, keepdim=True).clamp_(min=2.0**-126)
     scale1 = leading_power(in1).amax(0, keepdim=True).clamp_(min=2.0**-126)
     in0, in1 = in0 / scale0, in1 / scale1
-    first, *others = multiplier_phases(in0, in1, fidelity)
-    operands = (*first, leading_power(in0), leading_power(in1))
-    if in0.shape[0] > in1.shape[1]:  # the longer side goes inside
-        high1, high0, powers1, powers0 = (operand.mT.contiguous() for operand in operands)
-        result = _grouped_sum(high0, high1, powers0, powers1).mT
-    else:
-        result = _grouped_sum(*operands)
+    (high0, high1), *others = multiplier_phases(in0, in1, fidelity)
+    # (What is 2^-15 of the largest counts for no less, or the fourth powers' products would be denormal: slow.)
+    powers0, powers1 = (leading_power(operand).clamp_(min=2.0**-15) for operand in (in0, in1))
+    rows, columns = (high0, powers0), (high1.mT, powers1.mT)
+    wide = in0.shape[0] <= in1.shape[1]  # the longer side goes inside
+    result = _grouped_sum(*rows, *columns) if wide else _grouped_sum(*columns, *rows).mT
     for pair in others:
         result.addmm_(*pair)
     return result.mul_(scale0).mul_(scale1)
 
 
-def _grouped_sum(high0, high1, powers0, powers1) -> torch.Tensor:
-    """``high0[M, K] @ high1[K, N]``, terms rounded; ``powers``: of two, those of the whole operands' leading bits.
+def _grouped_sum(left, left_powers, right, right_powers) -> torch.Tensor:
+    """``left[M, K] @ right[N, K].T``, terms rounded; ``powers``: of two, those of the whole operands' leading bits.
 
     Next to an offset of 1.1 to 1.9 times 2^13 times a group's largest power, an fp32 sum is a multiple of the grid. A
     quarter of the logarithm of 2.8 times the sum of the terms' fourth powers falls into that range.
     """
-    result = torch.zeros(high0.shape[0], high1.shape[1], device=high0.device)
-    left = (high0 * (1 + 2.0**-13)).mT.contiguous().unsqueeze(2)  # so much larger, products have no ties
-    fourth0, fourth1 = powers0.pow(4).mul_(2.8), powers1.pow(4)
-    for row in range(0, result.shape[0], GROUPED_ROWS):
-        rows = slice(row, row + GROUPED_ROWS)
-        for column in range(0, result.shape[1], GROUPED_COLUMNS):
-            columns = slice(column, column + GROUPED_COLUMNS)
-            total = result[rows, columns]
-            offset, partial = torch.empty_like(total), torch.empty_like(total)
-            lefts, rights = left[:, rows].unbind(), high1[:, None, columns].unbind()
-            for k in range(0, len(lefts), GROUP):
-                terms = slice(k, k + GROUP)
-                torch.mm(fourth0[rows, terms], fourth1[terms, columns], out=offset)
-                offset.view(torch.int32).bitwise_right_shift_(2).add_((127 - 32 + 13) << 23)
-                partial.copy_(offset)
-                for pair in zip(lefts[terms], rights[terms]):
-                    partial.addcmul_(*pair)
-                total.add_(partial.sub_(offset))
+    left = left * (1 + 2.0**-13)  # so much larger, products have no ties
+    lefts, rights = _in_groups(left).permute(2, 0, 1).unsqueeze(-1), _in_groups(right).permute(2, 0, 1).unsqueeze(-2)
+    left_fourths, right_fourths = _in_groups(left_powers.square().square_()).mul_(2.8), _in_groups(right_powers.square().square_()).mT
+    result = torch.zeros(len(left), len(right), device=left.device)
+    width = min(len(right), COLUMNS)
+    height = min(len(left), GROUPED_ELEMENTS // width)
+    step = GROUPED_ELEMENTS // (width * height)
+    for row, column in itertools.product(range(0, len(left), height), range(0, len(right), width)):
+        rows, columns = slice(row, row + height), slice(column, column + width)
+        total = result[rows, columns]
+        for start in range(0, lefts.shape[1], step):
+            groups = slice(start, start + step)
+            offset = torch.bmm(left_fourths[groups, rows], right_fourths[groups, :, columns])
+            # A quarter of the bits as an integer is a quarter of the logarithm plus 3/4 of the exponent's bias, 127.
+            offset.view(torch.int32).bitwise_right_shift_(2)
+            offset.mul_(2.0 ** (127 - 32 + 13))
+            first, *others = zip(lefts[:, groups, rows], rights[:, groups, :, columns])
+            partial = torch.addcmul(offset, *first)
+            for pair in others:
+                partial.addcmul_(*pair)
+            for rounded in partial.sub_(offset):
+                total.add_(rounded)
     return result
+
+
+def _in_groups(values: torch.Tensor) -> torch.Tensor:
+    """``[R, K]`` as ``[K / 8, R, 8]``, its memory in the order ``[8, K / 8, R]``."""
+    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % GROUP))
+    return padded.view(len(values), -1, GROUP).permute(2, 1, 0).contiguous().permute(1, 2, 0)
 
 
 def _bf16_destination(in0, in1, config) -> torch.Tensor:
