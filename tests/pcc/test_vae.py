@@ -101,6 +101,21 @@ def test_decoder(mesh_device, check_accuracy, size):
     check_accuracy(f"VAE decoder, {size}", out, reference32, reference16)
 
 
+@pytest.mark.parametrize("height, width", [(2, 2), (2, 6), (6, 10), (4, 8), (10, 14)])
+def test_maps_of_any_size(mesh_device, check_accuracy, height, width):
+    """Positions at all levels that fill tiles, or don't."""
+    model = models("tiny")["vae"]
+    config, parts, in_16 = config_of(model), weights(model, mesh_device), in_bf16(model)
+    picture = bf16(torch.rand(1, 3, 8 * height, 8 * width) * 2 - 1)
+    moments = host(Encoder(config, parts).moments(picture[0]))
+    expected = [m.encode(picture.to(m.dtype)).latent_dist.parameters for m in (model, in_16)]
+    check_accuracy(f"VAE encoder, {height} x {width} latents", moments, *expected)
+    latents = bf16(torch.randn(1, 16, height, width))
+    out = Decoder(config, parts).decode(feature_map(latents, mesh_device))[None]
+    expected = [m.decode(latents.to(m.dtype)).sample for m in (model, in_16)]
+    check_accuracy(f"VAE decoder, {height} x {width} latents", out, *expected)
+
+
 def test_pack_is_that_of_the_latents_on_the_host(mesh_device):
     latents = bf16(torch.randn(1, 16, HEIGHT, WIDTH))
     out = ttnn.to_torch(pack(feature_map(latents, mesh_device), channels=16))[0]
