@@ -12,11 +12,11 @@ from reference.make_checkpoint import build_models, randomize
 from reference.sizes import SIZES
 from reference.state_dict import StateDict
 from tt_flux_kontext.models.weights import Weights
-from tt_flux_kontext.precision import EXACT
+from tt_flux_kontext.precision import FULL
 
 
 def weights(module: torch.nn.Module, device) -> Weights:
-    return Weights(StateDict(module.state_dict()), EXACT, device)
+    return Weights(StateDict(module.state_dict()), FULL, device)
 
 
 def in_bf16(module: torch.nn.Module) -> torch.nn.Module:
