@@ -2,8 +2,8 @@
 
     from tt_flux_kontext.backend import ttnn
 
-gives the `ttnn` library on a machine with a Tenstorrent card (or TT-NN's simulator or mock of one), and an emulation of it
-elsewhere. The choice is made once per process, at the first use of `ttnn` or by `choose`, and can be set with the
+gives the `ttnn` library on a machine with a Tenstorrent card (or TT-NN's simulator or mock of one), and an emulation
+of it elsewhere. The choice is made once per process, at the first use of `ttnn` or by `choose`, and can be set with the
 environment variable `TT_FLUX_KONTEXT_BACKEND` (`silicon` or `emulated`).
 """
 

@@ -26,7 +26,10 @@ class Ending:
 
 
 def attempt(command: Sequence[str], limit: float | None, log: Path, env: dict[str, str] | None = None) -> Ending:
-    """Runs a command, for `limit` seconds at most if one is given, with a process group of its own; what it prints goes to `log`."""
+    """Runs a command with a process group of its own, for `limit` seconds at most if there is one.
+
+    What it prints goes to `log`.
+    """
     start = time.monotonic()
     with log.open("wb") as stream:
         process = subprocess.Popen(command, env=env, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)

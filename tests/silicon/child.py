@@ -19,7 +19,7 @@ from tt_flux_kontext.device import open_device
 
 
 def main(device_name: str, folder: Path, names: list[str]) -> int:
-    faulthandler.enable()
+    """Returns 1 if a case raised, else 0."""
     raised = 0
     with open_device(device_name) as device:
         for name in names:
@@ -50,4 +50,5 @@ def _save(file: Path, **arrays: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash leaves a trace in the log
     sys.exit(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

@@ -3,20 +3,23 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.silicon import first_contact
+from tests.silicon import child, first_contact
 from tests.silicon.attempt import Ending, attempt
+from tests.silicon.case import Case
 from tests.silicon.cases import CASES
 from tests.silicon.child import in_a_line
 from tests.silicon.versions import versions
 from tt_flux_kontext import backend
+from tt_flux_kontext.backend import choose
 from tt_flux_kontext.planner.mock_device import environment
 
-HANGS = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); time.sleep(600)"
+HANGS = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
 
 
 def python(code: str, folder: Path, limit: float = 60) -> Ending:
@@ -53,19 +56,34 @@ def test_errors_of_ttnn_in_a_line():
     assert in_a_line(KeyError()) == "KeyError: "
 
 
+def test_child_goes_on_after_an_error(tmp_path, monkeypatch):
+    def fails(bench, **inputs):
+        raise RuntimeError("TT_FATAL: a\ninfo:\nno room\nbacktrace:\n---")
+
+    monkeypatch.setitem(CASES, "to_heads", replace(CASES["to_heads"], operation=fails))
+    assert child.main(choose(), tmp_path, ["to_heads", "embedding"]) == 1
+    assert (tmp_path / "to_heads.error").read_text() == "RuntimeError: no room"
+    out, reference = first_contact._result(tmp_path, "embedding")
+    assert torch.equal(out, reference)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["embedding.npz", "to_heads.error"]
+
+
 def test_rows_go_on_after_a_hang_and_a_crash(tmp_path, monkeypatch):
     """Three children: one hangs, one dies, one gives what the kernels did."""
     good = "embedding"
     kernel = CASES[good].kernel()
     endings = {
-        "to_heads": f"{HANGS}",
+        "to_heads": HANGS,
         "merge_heads": "import os; print('last words', flush=True); os.kill(os.getpid(), 11)",
-        good: f"import numpy; from pathlib import Path; numpy.savez(r'{tmp_path}/{good}.npz', out=[1.0], reference=[1.0])",
+        good: "",
     }
-    monkeypatch.setattr(first_contact, "_command", lambda device, folder, names: [sys.executable, "-c", endings[names[0]]])
-    monkeypatch.setattr(first_contact, "_result", lambda folder, name: (kernel, kernel) if name == good else None)
-    monkeypatch.setattr(first_contact, "run_emulated", lambda names, folder: {name: (kernel, kernel) for name in names})
-    monkeypatch.setattr(CASES["to_heads"].__class__, "kernel", lambda case: kernel)
+    for function, stand_in in {
+        "_command": lambda device, folder, names: [sys.executable, "-c", endings[names[0]]],
+        "_result": lambda folder, name: (kernel, kernel) if name == good else None,
+        "run_emulated": lambda names, folder: {name: (kernel, kernel) for name in names},
+    }.items():
+        monkeypatch.setattr(first_contact, function, stand_in)
+    monkeypatch.setattr(Case, "kernel", lambda case: kernel)
     said, out = [], tmp_path / "deep/report.json"
     rows = first_contact.first_contact(list(endings), "silicon", 2, out, said.append)
     assert [each.words for each in rows] == ["hung after 2 s", "crashed with signal 11 (SIGSEGV)", None]
@@ -116,9 +134,11 @@ def command(monkeypatch):
 
 
 def test_on_the_mock_device(command, capsys, tmp_path, needs_ttnn, monkeypatch):
-    """TT-NN itself in the place of a card. Its mock computes nothing: the row fails by its values, and by these alone."""
+    """TT-NN itself in the place of a card. Its mock computes nothing: the row fails by values alone."""
     for name, value in environment("n150", tmp_path).items():
         monkeypatch.setenv(name, value)
+    kernel = CASES["embedding"].kernel()
+    monkeypatch.setattr(first_contact, "run_emulated", lambda names, folder: {"embedding": (kernel, kernel)})
     out = tmp_path / "report.json"
     assert command("embedding", "--out", str(out)) == 1
     (row,) = json.loads(out.read_text())["rows"]

@@ -3,12 +3,13 @@
 import pytest
 
 from reference.accuracy import relative_rmse
-from tests.silicon.case import EXACT, VECTORS, Bench, load, load_picture, stored
+from tests.silicon.case import VECTORS, Bench, load, load_picture, stored
 from tests.silicon.cases import CASES
 from tests.silicon.cases.norms import AXES, EPS
 from tests.silicon.cases.whole_models import edited, edited_by_ours, torch_pipeline
 from tt_flux_kontext.backend import choose, ttnn
 from tt_flux_kontext.models.rope import pair_rotation, rope_tables
+from tt_flux_kontext.precision import EXACT
 
 PICTURE, STEPS = "edit_circle_8_steps", 8
 

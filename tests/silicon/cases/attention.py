@@ -3,12 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from tests.silicon.case import COMPACT, EXACT, AsRun, Bench, cases
+from tests.silicon.case import COMPACT, Bench, cases
 from tests.silicon.rules import HALF
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.layers import Linear, biased_attention, split_heads
+from tt_flux_kontext.precision import EXACT, Precision
 
-HIFI3 = AsRun(linear_weights="bfloat8_b", math_fidelity="HiFi3", attention_fidelity="HiFi3")
+HIFI3 = Precision(linear_weights="bfloat8_b", math_fidelity="HiFi3")
 HEADS = 2  # where a vector's inputs don't tell
 TEXT_HEADS = 4
 

@@ -3,9 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from tests.silicon.case import COMPACT, EXACT, Bench, cases
+from tests.silicon.case import COMPACT, Bench, cases
 from tests.silicon.rules import NEAR
 from tt_flux_kontext.models.vae import Conv2d, FeatureMap, Upsample
+from tt_flux_kontext.precision import EXACT
 
 
 def image(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

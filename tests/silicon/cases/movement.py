@@ -2,11 +2,12 @@
 
 import torch
 
-from tests.silicon.case import EXACT, Bench, cases
+from tests.silicon.case import Bench, cases
 from tests.silicon.rules import SAME
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.layers import Embedding, merge_heads, split_heads, to_heads
 from tt_flux_kontext.models.vae import FeatureMap, pack, unpack
+from tt_flux_kontext.precision import EXACT
 
 CHANNELS = 16  # of latents
 

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from tests.silicon.case import EXACT, Bench, cases, host
+from tests.silicon.case import Bench, cases, host
 from tests.silicon.rules import HALF, NEAR
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.layers import HeadNorm, LayerNorm, RMSNorm, padded_heads
 from tt_flux_kontext.models.rope import Rope, rope_tables
 from tt_flux_kontext.models.vae import FeatureMap, GroupNorm, to_bfloat16, to_float32
+from tt_flux_kontext.precision import EXACT
 
 EPS = 1e-6
 AXES = {32: (8, 12, 12), 64: (16, 24, 24), 128: (16, 56, 56)}  # features of a head by position axis

@@ -5,11 +5,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from tests.silicon.case import COMPACT, EXACT, Bench, cases
+from tests.silicon.case import COMPACT, Bench, cases
 from tests.silicon.rules import NEAR
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.layers import Linear, Projections
 from tt_flux_kontext.models.modulation import _FewRows
+from tt_flux_kontext.precision import EXACT
 
 ACTIVATIONS = {
     None: lambda x: x,

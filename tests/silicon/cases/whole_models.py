@@ -9,15 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.silicon.case import Bench, cases, host
+from tests.silicon.case import COMPACT, Bench, cases, host
 from tests.silicon.rules import AT_MOST, LIKE
-from tt_flux_kontext.precision import BF16, Policy, Precision
+from tt_flux_kontext.precision import BF16, Policy
 from tt_flux_kontext.resolution import image_ids
 
-# What a transformer in bfp8 was when its vector was made: attention took HiFi2 too.
-BFP8 = Policy(
-    "bfp8", {"transformer": Precision(linear_weights="bfloat8_b", math_fidelity="HiFi2", attention_fidelity="HiFi2")}
-)
+BFP8 = Policy("bfp8", {"transformer": COMPACT})
 SIGMA, GUIDANCE = 0.7, 2.5
 PROMPT, SEED, EDGE = "make the circle red", 0, 128
 STEPS = 2
