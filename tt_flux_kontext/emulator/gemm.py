@@ -41,7 +41,7 @@ GROUP = 8
 GROUPED_TERMS = 1 << 24
 """Terms (M * K * N) of the largest product whose terms are rounded."""
 GROUPED_ELEMENTS = 1 << 16
-"""Elements of output, of several groups if there are few, that it works on at a time, so that they stay in the cache."""
+"""Elements of output, of several groups if they are few, that it works on at a time: they stay in the cache."""
 
 K_STEP = 16
 """Terms that a bf16 destination adds up before it rounds."""
@@ -150,9 +150,9 @@ def _grouped_product(in0, in1, fidelity) -> torch.Tensor:
     scale1 = leading_power(in1).amax(0, keepdim=True).clamp_(min=2.0**-126)
     in0, in1 = in0 / scale0, in1 / scale1
     (high0, high1), *others = multiplier_phases(in0, in1, fidelity)
-    # (What is 2^-15 of the largest counts for no less, or the fourth powers' products would be denormal: slow.)
-    powers0, powers1 = (leading_power(operand).clamp_(min=2.0**-15) for operand in (in0, in1))
-    rows, columns = (high0, powers0), (high1.mT, powers1.mT)
+    # (What is less than 2^-15 of the largest counts as that: denormal products of the powers would be slow.)
+    fourths0, fourths1 = (leading_power(x).clamp_(min=2.0**-15).square_().square_() for x in (in0, in1))
+    rows, columns = (high0, fourths0), (high1.mT, fourths1.mT)
     wide = in0.shape[0] <= in1.shape[1]  # the longer side goes inside
     result = _grouped_sum(*rows, *columns) if wide else _grouped_sum(*columns, *rows).mT
     for pair in others:
@@ -160,15 +160,15 @@ def _grouped_product(in0, in1, fidelity) -> torch.Tensor:
     return result.mul_(scale0).mul_(scale1)
 
 
-def _grouped_sum(left, left_powers, right, right_powers) -> torch.Tensor:
-    """``left[M, K] @ right[N, K].T``, terms rounded; ``powers``: of two, those of the whole operands' leading bits.
+def _grouped_sum(left, left_fourths, right, right_fourths) -> torch.Tensor:
+    """``left[M, K] @ right[N, K].T``, terms rounded; ``fourths``: fourth powers of the whole operands' leading bits.
 
-    Next to an offset of 1.1 to 1.9 times 2^13 times a group's largest power, an fp32 sum is a multiple of the grid. A
-    quarter of the logarithm of 2.8 times the sum of the terms' fourth powers falls into that range.
+    Next to an offset of 1.1 to 1.9 times 2^13 times the largest product of leading bits in a group, an fp32 sum is a
+    multiple of the grid. A quarter of the logarithm of 2.8 times the sum of their fourth powers falls into that range.
     """
     left = left * (1 + 2.0**-13)  # so much larger, products have no ties
     lefts, rights = _in_groups(left).permute(2, 0, 1).unsqueeze(-1), _in_groups(right).permute(2, 0, 1).unsqueeze(-2)
-    left_fourths, right_fourths = _in_groups(left_powers.square().square_()).mul_(2.8), _in_groups(right_powers.square().square_()).mT
+    left_fourths, right_fourths = _in_groups(left_fourths).mul_(2.8), _in_groups(right_fourths).mT
     result = torch.zeros(len(left), len(right), device=left.device)
     width = min(len(right), COLUMNS)
     height = min(len(left), GROUPED_ELEMENTS // width)
