@@ -59,7 +59,7 @@ def activation_of(op: str, activation, fp32_destination: bool = True):
     return (ACTIVATIONS if fp32_destination else TO_BF16)[activation.op_type]
 
 
-def chunked(compute, dtype: DataType, shape, *operands: torch.Tensor, elements: int = CHUNK_ELEMENTS) -> torch.Tensor:
+def chunked(compute, dtype: DataType, shape, *operands: torch.Tensor) -> torch.Tensor:
     """``pack(compute(*operands))`` piece by piece, operands broadcast to ``shape`` and given to ``compute`` in fp32.
 
     The pieces keep fp32 temporaries in the cache. ``compute`` owns its arguments and returns a tensor of its own.
@@ -71,7 +71,7 @@ def chunked(compute, dtype: DataType, shape, *operands: torch.Tensor, elements: 
     if axis is None:
         return result.copy_(pack(compute(*(_fp32(operand) for operand in operands)), dtype))
     aligned = [operand.reshape((1,) * (len(shape) - operand.dim()) + operand.shape) for operand in operands]
-    step = max(1, elements * shape[axis] // max(1, math.prod(shape)))
+    step = max(1, CHUNK_ELEMENTS * shape[axis] // max(1, math.prod(shape)))
     for start in range(0, shape[axis], step):
         length = min(step, shape[axis] - start)
         pieces = [x if x.shape[axis] == 1 else x.narrow(axis, start, length) for x in aligned]

@@ -20,6 +20,11 @@ MAGNITUDE_BITS = {DataType.BFLOAT8_B: 7, DataType.BFLOAT4_B: 3}
 CHUNK_ELEMENTS = 1 << 18
 """Elements worked on at a time where several passes are made, so that temporaries stay in the cache."""
 
+# Masks are tensors, since torch takes as long as for a small tensor to make one of a number.
+_EXPONENT = torch.tensor(0x7F800000, dtype=torch.int32)
+_KEPT_BF16 = [torch.tensor(-1 << (8 - bits), dtype=torch.int16) for bits in range(9)]
+_KEPT_FP32 = [torch.tensor(-1 << (24 - bits), dtype=torch.int32) for bits in range(25)]
+
 
 def storage_dtype(dtype: DataType) -> torch.dtype:
     return {DataType.FLOAT32: torch.float32, DataType.UINT32: torch.int64}.get(dtype, torch.bfloat16)
@@ -49,14 +54,14 @@ def round_to_bf16_(values: torch.Tensor) -> torch.Tensor:
 
 def leading_power(values: torch.Tensor) -> torch.Tensor:
     """The power of two of each fp32 value's leading bit (0 for zeros and denormals)."""
-    return (values.view(torch.int32) & 0x7F800000).view(torch.float32)
+    return (values.view(torch.int32) & _EXPONENT).view(torch.float32)
 
 
 def keep_significant_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     """bf16 or fp32 values cut to ``bits`` significant bits, by truncation."""
     if values.dtype is torch.bfloat16:
-        return (values.view(torch.int16) & -(1 << (8 - bits))).view(torch.bfloat16)
-    return (values.view(torch.int32) & -(1 << (24 - bits))).view(torch.float32)
+        return (values.view(torch.int16) & _KEPT_BF16[bits]).view(torch.bfloat16)
+    return (values.view(torch.int32) & _KEPT_FP32[bits]).view(torch.float32)
 
 
 def as_multiplied(values: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,9 @@ import torch
 
 from .checks import check, check_dtype, check_layout, check_operands, describe
 from .device import MeshDevice
-from .formats import aligned_sum, keep_significant_bits, pack, round_to_bf16_
+from .formats import CHUNK_ELEMENTS, aligned_sum, keep_significant_bits, pack, round_to_bf16_
 from .gemm import ACCURATE
-from .matrix_unit import CHUNK_ELEMENTS, GROUP, column_sums, multiply
+from .matrix_unit import GROUP, column_sums, multiply
 from .tensor import Tensor, device_tensor
 from .transfer import from_torch
 from .types import TILE_SIZE, CoreGrid, DataType, Layout, MemoryConfig, WormholeComputeKernelConfig
@@ -157,13 +157,13 @@ class _ImageNorm:
         self.epsilon = torch.tensor(epsilon, dtype=torch.bfloat16, device=x.values.device).float()
 
     def __call__(self, image, out, weight, bias):
-        mean = self._by_channel(self._mean(image, lambda rows: rows))
+        mean = self._by_channel(self._mean(image, lambda rows: rows, rounded=False))
 
         def squared_differences(rows):
             differences = self._differences(rows, mean)
             return self._stored(multiply(differences, differences, self.fidelity))
 
-        variance = self._mean(image, squared_differences)
+        variance = self._mean(image, squared_differences, rounded=True)
         scale = self._by_channel(self._stored(aligned_sum(variance, self.epsilon).rsqrt_()))
         for rows, target in zip(image.split(self.step), out.split(self.step)):
             y = self._stored(multiply(self._differences(rows.float(), mean), scale, self.fidelity))
@@ -171,7 +171,7 @@ class _ImageNorm:
                 y = self._stored(multiply(y, weight, self.fidelity))
             target.copy_(pack(y if bias is None else aligned_sum(y, bias), self.dtype))
 
-    def _mean(self, image, terms):
+    def _mean(self, image, terms, rounded):
         """The means ``[groups]`` of ``terms(rows)`` over all rows and a group's channels."""
         channels = image.shape[1]
         sums = torch.zeros(self.cores, channels, device=image.device)
@@ -184,7 +184,8 @@ class _ImageNorm:
                 rows = terms(rows.float())
                 if len(rows) % whole:
                     rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % whole))
-                of_cores += column_sums(rows.view(len(of_cores), -1, channels), self.core_scaler, self.fidelity)
+                rows = rows.view(len(of_cores), -1, channels)
+                of_cores += column_sums(rows, self.core_scaler, self.fidelity, rounded)
         # Each core sums across the columns of a face.
         channel = torch.arange(channels, device=image.device)
         columns = torch.zeros(self.cores, FACE * self.groups, device=image.device)

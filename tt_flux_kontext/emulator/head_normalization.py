@@ -10,7 +10,7 @@ from .device import MeshDevice
 from .eltwise import chunked
 from .formats import as_multiplied, multiplier_operands
 from .gemm import ACCURATE
-from .matrix_unit import CHUNK_ELEMENTS, multiply
+from .matrix_unit import multiply
 from .tensor import Tensor, device_tensor
 from .types import TILE_SIZE, DataType, Layout, MemoryConfig, WormholeComputeKernelConfig
 
@@ -85,14 +85,15 @@ def dit_fused_distributed_rmsnorm(
 
     operands = [x.values.view(rows, heads, size), *(table.values.view(rows, 1, size) for table in given[1:])]
     dtype = dtype or x.dtype
-    values = chunked(compute, dtype, (rows, heads, size), *operands, elements=CHUNK_ELEMENTS)
+    values = chunked(compute, dtype, (rows, heads, size), *operands)
     return device_tensor(values.transpose(0, 1).unsqueeze(0), x, dtype=dtype, memory_config=memory_config)
 
 
 def _normed_and_turned(x, per_head, epsilon, weight, matrix, tables, fidelity):
-    """What the kernel makes of fp32 values ``x[rows, heads, size]``; weight ``[heads, size]``, tables ``[rows, 1, size]``.
+    """What the kernel makes of fp32 values ``x[rows, heads, size]``.
 
-    Between the steps values are fp32 in L1, and come back to the matrix unit as TF32.
+    ``weight[heads, size]``; ``tables``: cos and sin ``[rows, 1, size]``, with a ``matrix``. Between the
+    steps values are fp32 in L1, and come back to the matrix unit as TF32.
     """
     squares = multiply(x, x, fidelity).unflatten(-1, (-1, TILE_SIZE)).sum(-2)  # tiles are added up in L1
     totals = squares if per_head else squares.sum(1, keepdim=True)

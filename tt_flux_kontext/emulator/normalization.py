@@ -1,7 +1,7 @@
 """Norms over rows and softmax, step by step as TT-NN's kernels for Wormhole compute them.
 
-Between the steps values lie in fp32 in L1, and come back to the matrix unit as TF32 (``matrix_unit``); the vector unit's
-steps (means, roots, exponentials, reciprocals) are fp32. The result is rounded once, when it is packed.
+Between the steps values lie in fp32 in L1, and come back to the matrix unit as TF32 (``matrix_unit``); what the vector
+unit does (means, roots, exponentials, reciprocals) is fp32. The result is rounded once, when it is packed.
 """
 
 import math
@@ -13,13 +13,13 @@ from .checks import check, check_dtype, check_layout, check_operands, describe
 from .eltwise import FLOATS, chunked
 from .formats import aligned_sum, as_multiplied
 from .gemm import ACCURATE
-from .matrix_unit import CHUNK_ELEMENTS, multiply
+from .matrix_unit import multiply
 from .tensor import Tensor, device_tensor
 from .types import TILE_SIZE, DataType, Layout, MathFidelity, MemoryConfig, WormholeComputeKernelConfig
 
 _NORMALISED = (DataType.BFLOAT16, DataType.FLOAT32, DataType.BFLOAT8_B)
 _ROW_BYTES = 1_280_000
-"""L1 that a kernel of norms keeps a row of tiles in: an estimate of what it leaves, between 192 and 3072 columns."""
+"""Of L1, for a row of tiles. An estimate: 192 columns with weight and bias fit, 3072 don't."""
 _LEAST = -(2.0**100)
 """Below it softmax's operand is as good as infinite, and differences with it need not overflow."""
 
@@ -46,7 +46,7 @@ def layer_norm(
     def normalise(x):
         """The mean is subtracted as TF32."""
         width = x.shape[-1]
-        mean = matrix_unit.row_sums(x, config.math_fidelity).mul_(1 / width)
+        mean = matrix_unit.row_sums(x, config.math_fidelity, rounded=False).mul_(1 / width)
         x = aligned_sum(x, -mean)
         # A row that doesn't fit into L1 is read again, and squared without a detour through L1.
         squares = x * x if by_vector_unit else multiply(x, x, config.math_fidelity)
@@ -121,7 +121,7 @@ def _row_norm(op, normalise, x, weight, bias, residual, fidelity, memory_config)
             result = aligned_sum(result, parts["bias"])
         return result
 
-    values = chunked(compute, x.dtype, x.shape, x.values, *(operands[name] for name in given), elements=CHUNK_ELEMENTS)
+    values = chunked(compute, x.dtype, x.shape, x.values, *(operands[name] for name in given))
     return device_tensor(values, x, memory_config=memory_config)
 
 
@@ -164,5 +164,5 @@ def softmax(
         return multiply(exponentials, matrix_unit.row_sums(exponentials, fidelity).reciprocal_(), fidelity)
 
     rows = input_tensor.values.transpose(dim, -1)
-    values = chunked(compute, input_tensor.dtype, rows.shape, rows, elements=CHUNK_ELEMENTS).transpose(dim, -1)
+    values = chunked(compute, input_tensor.dtype, rows.shape, rows).transpose(dim, -1)
     return device_tensor(values, input_tensor, layout=Layout.TILE, memory_config=memory_config)
