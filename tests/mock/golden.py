@@ -165,6 +165,8 @@ def movement() -> Iterator[tuple]:
     yield "slice", ttnn.slice(put(x), *row), golden("slice")(x, *row)
     padding = [(0, 0), (0, 0), (0, 19), (0, 0)]
     yield "pad", ttnn.pad(put(x), padding, 0.5), golden("pad")(x, padding, value=0.5)
+    filled = ttnn.fill_implicit_tile_padding(put(x), 0.5)
+    yield "fill_implicit_tile_padding", filled, golden("fill_implicit_tile_padding")(x, 0.5)
 
 
 def conversion() -> Iterator[tuple]:
