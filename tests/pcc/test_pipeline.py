@@ -21,7 +21,7 @@ AREA = 96 * 96
 # A thousand times these levels, and the guidance, are exact in bfloat16, so that torch in it is a fair measure.
 LEVELS = (1.0, 0.5, 0.25)
 GUIDANCE = 2.0
-LIMIT = 0.012  # of the relative RMSE: a reference at the wrong place or of the wrong shape costs at least 0.018
+LIMIT = 0.015  # of the relative RMSE: a reference at the wrong place or of the wrong shape costs at least 0.018
 
 pytestmark = pytest.mark.usefixtures("reset_seeds")
 
