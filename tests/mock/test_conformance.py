@@ -31,7 +31,6 @@ def calls(mesh_device, tiny_checkpoint, tmp_path):
         for size, precision in (("tiny", "bf16"), ("tiny", "bfp8"), ("odd", "bf16"), ("tiny_schnell", "bf16")):
             folder = tiny_checkpoint if size == "tiny" else make_checkpoint(tmp_path / size, size=size)
             edits(folder, precision, mesh_device)
-        bucket_that_fills_no_tile(tiny_checkpoint, mesh_device)
         of_real_widths(mesh_device)
     return list(recorder.calls.values())
 
@@ -50,12 +49,6 @@ def edits(checkpoint, precision: str, device) -> None:
     pipe(image=picture(96, 64), **common)
     pipe(image=picture(96, 64), negative_prompt="blue", true_cfg_scale=2.0, height=64, width=64, **common)
     pipe(height=96, width=96, **common)
-
-
-def bucket_that_fills_no_tile(checkpoint, device) -> None:
-    pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=device, precision="bf16")
-    pipe.set_progress_bar_config(disable=True)
-    pipe(prompt="red", image=picture(1104, 944), height=944, width=1104, num_inference_steps=1, max_sequence_length=32)
 
 
 def of_real_widths(device) -> None:

@@ -16,7 +16,7 @@ from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads
 from tt_flux_kontext.models.weights import Weights, upload
 
 EPS = 1e-6
-_BLOCK_ROWS = 32  # of tiles, in group norm: 1 MB of a core's L1
+_BLOCK_ROWS = 16  # of tiles, in group norm: 0.5 MB of a core's L1, twice that where a group straddles tiles
 
 
 @dataclass(frozen=True, kw_only=True)
