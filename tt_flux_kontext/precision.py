@@ -11,25 +11,19 @@ class Precision:
 
     Attributes:
         linear_weights: TT-NN dtype of the matrices of linear layers.
-        math_fidelity: passes of the matrix engine over a bfloat16 mantissa, in products and convolutions.
-        attention_fidelity: the same in scaled dot-product attention, where it is another.
+        math_fidelity: passes of the matrix engine over a bfloat16 mantissa.
     """
 
     linear_weights: str
     math_fidelity: str
-    attention_fidelity: str | None = None
 
     def compute_config(self, device: "ttnn.MeshDevice"):
-        """For matmuls and convolutions."""
+        """For matmuls, convolutions and attention."""
         return _kernel_config(device, self.math_fidelity)
 
     def norm_config(self, device: "ttnn.MeshDevice"):
         """For norms: they wait for memory, so that full products cost nothing."""
         return _kernel_config(device, max(self.math_fidelity, FULL.math_fidelity))
-
-    def attention_compute_config(self, device: "ttnn.MeshDevice"):
-        """For scaled dot-product attention."""
-        return _kernel_config(device, self.attention_fidelity or self.math_fidelity)
 
     def attention_config(self, device: "ttnn.MeshDevice", head_dim: int = 128):
         """For scaled dot-product attention: chunks of queries and keys that fit a Wormhole core's L1.
@@ -56,13 +50,14 @@ def _kernel_config(device: "ttnn.MeshDevice", math_fidelity: str):
     )
 
 
-# HiFi4 multiplies exactly. It is what TT-NN's kernels were tried with (tests/silicon), and no policy has it: on Wormhole,
-# with sums in float32, a result now and then is off by a power of two (tt-metal issue 38306; rarer at lower fidelity).
+# HiFi4 multiplies exactly. It is what TT-NN's kernels were tried with (tests/silicon), and no policy has it: on
+# Wormhole, with sums in float32, a result now and then is off by a power of two (tt-metal issue 38306; rarer at lower
+# fidelity).
 EXACT = Precision(linear_weights="bfloat16", math_fidelity="HiFi4")
 # HiFi3 leaves out the product of the operands' lowest bits, 1e-4 of a sum, and takes three quarters of the time.
 FULL = Precision(linear_weights="bfloat16", math_fidelity="HiFi3")
-# HiFi2 drops the lowest bit of bfloat16 activations, a bias of 0.3 % in every product, of 0.8 % in attention. Beside the
-# error of bfloat8_b weights it doesn't matter. Attention in HiFi3 would take 15 % more of a step, and whole edits don't
+# HiFi2 drops the lowest bit of bfloat16 activations, a bias of 0.3 % in every product, of 0.8 % in attention. Beside
+# the error of bfloat8_b weights it doesn't matter. Attention in HiFi3 would take 15 % more of a step, and whole edits don't
 # show it: their median error is 0.34 % with it and 0.36 % without.
 COMPACT = Precision(linear_weights="bfloat8_b", math_fidelity="HiFi2")
 

@@ -55,7 +55,7 @@ def check_padding(op: str, **tensors) -> None:
     for name, tensor in tensors.items():
         if tensor is not None:
             where = f"the padding of {name} {describe(tensor)} may be infinite, as conv2d leaves it"
-            check(not tensor.unknown_padding, op, f"{where}, and would reach the result: fill_implicit_tile_padding first")
+            check(not tensor.unknown_padding, op, f"{where}, and leak: call fill_implicit_tile_padding first")
 
 
 def describe(tensor) -> str:

@@ -57,8 +57,8 @@ class Buffer:
 class Tensor:
     """A tensor on the host (``device`` None) or on a device. Only the logical values are held.
 
-    ``values`` are in the storage dtype of ``dtype`` (see ``formats``). ``unknown_padding``: the padding of its tiles may
-    hold anything, infinity included. Made by ``from_torch``, ``empty``, ``zeros`` and the operations, not by users.
+    ``values`` are in the storage dtype of ``dtype`` (see ``formats``). ``unknown_padding``: the padding of its tiles
+    may hold anything, infinity included. Made by ``from_torch``, ``empty``, ``zeros`` and the operations, not by users.
     """
 
     def __init__(

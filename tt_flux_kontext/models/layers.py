@@ -106,7 +106,7 @@ class RMSNorm:
 
 
 def padded_heads(heads: int, head_dim: int) -> int:
-    """Heads for `HeadNorm`: its op takes tiles by fours, and waits for ever for those that are missing in the last four.
+    """Heads for `HeadNorm`: its op takes tiles by fours, and waits for ever for those missing in the last four.
 
     Heads of zeros fill them up: they add nothing to the others, and the matrix behind the attention has zeros for them.
     """

@@ -131,7 +131,7 @@ class DoubleBlock:
         self.image = _Stream(config, weights, _IMAGE_NAMES)
         self.context = _Stream(config, weights, _CONTEXT_NAMES)
         self.attention_config = weights.attention_config(config.attention_head_dim)
-        self.compute_config = weights.attention_compute_config
+        self.compute_config = weights.compute_config
 
     def __call__(
         self,
@@ -169,7 +169,7 @@ class SingleBlock(_Adaptable):
             weights, "proj_out", in_features=5 * dim, out_features=dim, in_zeros=(dim, config.padding)
         )
         self.attention_config = weights.attention_config(config.attention_head_dim)
-        self.compute_config = weights.attention_compute_config
+        self.compute_config = weights.compute_config
 
     def __call__(self, x: "ttnn.Tensor", rope: Rope, modulation: Adaptive) -> "ttnn.Tensor":
         """x: [1, 1, T + I, D], context rows first. rope: of all rows."""

@@ -133,7 +133,10 @@ class Conv2d:
 
 
 class GroupNorm:
-    """torch.nn.GroupNorm, of a float32 map to another. Like a convolution's, its parameters are arranged for the size of the map at hand."""
+    """torch.nn.GroupNorm, of a float32 map to another.
+
+    Like a convolution's, its parameters are arranged for the size of the map at hand.
+    """
 
     def __init__(self, config: VAEConfig, weights: Weights, name: str, channels: int):
         self.channels = channels
@@ -217,7 +220,7 @@ class AttentionBlock:
         self.qkv = Linear(weights, "to_q", "to_k", "to_v", in_features=channels, out_features=channels)
         self.out = Linear(weights, "to_out.0", in_features=channels, out_features=channels)
         self.attention_config = weights.attention_config(channels)
-        self.compute_config = weights.attention_compute_config
+        self.compute_config = weights.compute_config
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
         # Convolutions leave anything in the padding of a map that fills no tiles. Attention, the only one here to mix

@@ -152,7 +152,6 @@ class Weights:
         self.precision = precision
         self.compute_config = precision.compute_config(self.device) if self.device else None
         self.norm_config = precision.norm_config(self.device) if self.device else None
-        self.attention_compute_config = precision.attention_compute_config(self.device) if self.device else None
 
     def attention_config(self, head_dim: int):
         """Program config of scaled dot-product attention."""

@@ -16,7 +16,7 @@ TEXT_HEADS = 4
 
 def attend(bench: Bench, q, k, v, precision, **program):
     return ttnn.transformer.scaled_dot_product_attention(
-        q, k, v, is_causal=False, compute_kernel_config=precision.attention_compute_config(bench.device), **program
+        q, k, v, is_causal=False, compute_kernel_config=precision.compute_config(bench.device), **program
     )
 
 
@@ -58,7 +58,7 @@ def attend_jointly(bench: Bench, tensors, precision):
         *tensors,
         joint_strategy="rear",
         program_config=precision.attention_config(bench.device),
-        compute_kernel_config=precision.attention_compute_config(bench.device),
+        compute_kernel_config=precision.compute_config(bench.device),
     )
 
 
