@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-import PIL.Image
 import torch
-from diffusers.image_processor import VaeImageProcessor
 
 from tt_flux_kontext.edit import Text
-from tt_flux_kontext.resolution import reference_size
+from tt_flux_kontext.models.vae import VAEConfig
+from tt_flux_kontext.pictures import Pictures, is_latents, is_packed, read_pictures
+from tt_flux_kontext.resolution import DEFAULT_AREA, edit_sizes, output_size, unpack_latents
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds")
 MAX_SEQUENCE_LENGTH = 512
@@ -87,50 +86,36 @@ def check_numbers(
 
 
 def image_input(
-    image, processor: VaeImageProcessor, latent_channels: int, multiple_of: int, auto_resize: bool
-) -> torch.Tensor:
-    """Pictures to edit as float32 [B, 3, H, W] from -1 to 1, at the VAE's size; latents [B, C, h, w] as they are.
+    image,
+    vae: VAEConfig,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    max_area: int = DEFAULT_AREA,
+    auto_resize: bool = True,
+    background="white",
+    diffusers_sizes: bool = False,
+) -> tuple[Pictures | None, tuple[int, int], tuple[int, int] | None]:
+    """Pictures to edit in one form, or None; the result's size, and that of the pictures once they are prepared.
 
-    Args:
-        image: PIL image, numpy array [(B,) H, W, 3], tensor [(B,) 3, H, W] from 0 to 1, a list of one kind, latents.
-
-    Raises `TypeError` for another kind of input and `ValueError` for pictures that can't be used.
+    Arguments are those of the pipeline's call. Raises `TypeError` for another kind of input and `ValueError` for
+    pictures and sizes that can't be used.
     """
-    if isinstance(image, (list, tuple)) and not image:
-        raise ValueError("`image` is an empty list. Leave it out to make a picture from text alone.")
-    if isinstance(image, (list, tuple)) and len({type(item) for item in image}) > 1:
-        kinds = sorted({type(item).__name__ for item in image})
-        raise TypeError(f"`image` is a list of mixed kinds ({', '.join(kinds)}). Give pictures of one kind.")
-    first = image[0] if isinstance(image, (list, tuple)) else image
-    if isinstance(first, torch.Tensor):
-        return _tensor_input(image, processor, latent_channels, multiple_of, auto_resize)
-    if isinstance(first, PIL.Image.Image):
-        pictures = image if isinstance(image, (list, tuple)) else [image]
-        pictures = [picture.convert("RGB") for picture in pictures]
-        size = reference_size(first.height, first.width, multiple_of, auto_resize)
-        return processor.preprocess([processor.resize(picture, *size) for picture in pictures], *size)
-    if isinstance(first, np.ndarray):
-        pictures = np.concatenate(
-            [array if array.ndim == 4 else array[None] for array in map(np.asarray, _listed(image))]
-        )
-        return _tensor_input(processor.numpy_to_pt(pictures), processor, latent_channels, multiple_of, auto_resize)
-    raise TypeError(f"`image` must be PIL, numpy or torch, or a list of one of them, but is {type(first).__name__}.")
-
-
-def _tensor_input(image, processor, latent_channels, multiple_of, auto_resize) -> torch.Tensor:
-    image = torch.cat([tensor if tensor.ndim == 4 else tensor[None] for tensor in _listed(image)]).float()
-    if image.ndim != 4 or image.shape[1] not in (3, latent_channels):
-        raise ValueError(
-            f"`image` of shape {list(image.shape)} is neither pictures [batch, 3, height, width] "
-            f"nor latents [batch, {latent_channels}, height, width]."
-        )
-    if image.shape[1] == latent_channels:
-        if image.shape[2] % 2 or image.shape[3] % 2:
-            raise ValueError(f"`image` latents must have an even height and width but are {list(image.shape)}.")
-        return image
-    size = reference_size(image.shape[2], image.shape[3], multiple_of, auto_resize)
-    return processor.preprocess(processor.resize(image, *size), *size)
-
-
-def _listed(image) -> list:
-    return list(image) if isinstance(image, (list, tuple)) else [image]
+    token = 2 * vae.scale_factor  # pixels along an edge
+    rule = {"auto_resize": auto_resize, "diffusers_sizes": diffusers_sizes}
+    if image is None:
+        return None, *edit_sizes([], height, width, max_area, token, **rule)
+    pictures = read_pictures(image, vae.latent_channels, background)
+    if is_packed(pictures, vae.latent_channels):
+        if not (height and width):
+            raise ValueError("`image` is packed latents, which don't tell their shape: pass their `height` and `width`.")
+        size = output_size(height, width, max_area, token, diffusers_sizes)
+        pictures = unpack_latents(pictures, *size, vae.scale_factor, "image")
+    latents = is_latents(pictures, vae.latent_channels)
+    if latents:
+        sizes = [tuple(edge * vae.scale_factor for edge in pictures.shape[2:])]
+    elif isinstance(pictures, list):
+        sizes = [(picture.height, picture.width) for picture in pictures]
+    else:
+        sizes = [tuple(pictures.shape[2:])]
+    return pictures, *edit_sizes(sizes, height, width, max_area, token, resizable=not latents, **rule)

@@ -15,9 +15,10 @@ from transformers import CLIPTokenizer, T5TokenizerFast
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.edit import Edit, Editor, Phase, Text
 from tt_flux_kontext.inputs import check_numbers, image_input, text_input
+from tt_flux_kontext.pictures import is_latents, prepare
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
 from tt_flux_kontext.residency import EditSize, Models
-from tt_flux_kontext.resolution import output_size, pack_latents
+from tt_flux_kontext.resolution import pack_latents
 from tt_flux_kontext.schedule import sigma_schedule
 
 USUAL_EDIT = EditSize(text_tokens=512, image_tokens=2 * 64 * 64, pixels=1024 * 1024)
@@ -91,17 +92,23 @@ class FluxKontextPipeline:
         max_sequence_length: int = 512,
         max_area: int = 1024**2,
         _auto_resize: bool = True,
+        background: str | tuple[int, int, int] = "white",
+        diffusers_sizes: bool = False,
     ) -> FluxPipelineOutput | tuple:
         """Edits `image` by `prompt`; without an image, makes one.
 
         Args:
-            image: PIL image, numpy array [(B,) H, W, 3] or tensor [(B,) 3, H, W] from 0 to 1, a list of one kind, or
-                latents [B, C, h, w] of an earlier edit. It is brought to the trained size nearest in aspect ratio.
+            image: PIL image, numpy array [(B,) H, W, 3] or tensor [(B,) 3, H, W], of floats from 0 to 1 or of uint8, a
+                list of one kind, latents [B, C, h, w], or packed latents of an earlier edit with the `height` and
+                `width` that it had. A picture is turned upright by its EXIF tag and brought to the trained size
+                nearest in aspect ratio.
             prompt: for both text encoders, or with `prompt_2` for CLIP alone.
             prompt_2: for T5.
             negative_prompt, negative_prompt_2: what to avoid; used when `true_cfg_scale` is above 1.
             true_cfg_scale: weight of classifier-free guidance, at the price of a second pass a step.
-            height, width: pixels, of which the aspect ratio counts: the area is `max_area`. 1024 by default.
+            height, width: of the result in pixels. Without both it has the size that the picture is brought to. With
+                one (the other is then 1024) it has that aspect ratio and the area `max_area`, or exactly the trained
+                size that they name; and a picture of another size is brought to the result's, with a warning.
             num_inference_steps: denoising steps.
             sigmas: noise levels before the size-dependent shift, in place of even ones.
             guidance_scale: of the distilled guidance.
@@ -116,7 +123,12 @@ class FluxKontextPipeline:
             callback_on_step_end_tensor_inputs: names of those tensors that it gets.
             max_sequence_length: T5 tokens, at most 512.
             max_area: pixels of the result.
-            _auto_resize: False keeps the picture's own size, rounded down to whole tokens.
+            _auto_resize: False keeps the picture's own size, rounded down to whole tokens, where the result has no
+                other: one of more than `max_area` pixels is brought to that area.
+            background: a colour of PIL's, on which transparent pictures are laid.
+            diffusers_sizes: True for diffusers' exact rule: the result is 1024 x 1024 unless `height` and `width` name
+                another aspect ratio, always of the area `max_area`, and the picture is brought to no other size than
+                its own. Where they differ the model sees the picture shifted and cropped.
 
         Returns:
             FluxPipelineOutput with `images`, or a tuple. Seconds by phase are in `timings` afterwards.
@@ -138,13 +150,22 @@ class FluxKontextPipeline:
             true_cfg_scale,
             (negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),
         )
-        size = output_size(height, width, max_area, self.multiple_of)
         batch = len(text) * num_images_per_prompt
+        image, size, image_size = image_input(
+            image,
+            self.vae_config,
+            height=height,
+            width=width,
+            max_area=max_area,
+            auto_resize=_auto_resize,
+            background=background,
+            diffusers_sizes=diffusers_sizes,
+        )
         if image is not None:
-            channels = self.vae_config.latent_channels
-            image = image_input(image, self.image_processor, channels, self.multiple_of, _auto_resize)
             if batch % len(image):
                 raise ValueError(f"Cannot duplicate `image` of batch size {len(image)} to {batch} results.")
+            if not is_latents(image, self.vae_config.latent_channels):
+                image = prepare(image, image_size, self.image_processor)
         latents = self._starting_noise(batch, size, generator, latents)
         edit = Edit(
             text=text,

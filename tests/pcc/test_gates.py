@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.pcc import test_pipeline, test_text_encoders, test_transformer, test_vae
-from tt_flux_kontext import edit, inputs
+from tt_flux_kontext import edit, resolution
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models import clip, layers, modulation, rope, t5, vae
 
@@ -94,7 +94,7 @@ def clip_pooled_at_the_last_token(monkeypatch):
 
 
 def reference_stretched_to_the_output(monkeypatch):
-    monkeypatch.setattr(inputs, "reference_size", lambda *args: (96, 96))
+    monkeypatch.setattr(resolution, "reference_size", lambda *args: (96, 96))
 
 
 MODULES = {

@@ -64,7 +64,8 @@ def compare(checkpoint, device, check_accuracy, label: str, height: int = 96, wi
     with quiet():
         noise = starting_noise(checkpoint, arguments)
         for output_type in ("latent", "pt"):
-            out = pipe(generator=torch.Generator().manual_seed(SEED), output_type=output_type, **arguments).images
+            ours_only = {"generator": seeded(), "output_type": output_type, "diffusers_sizes": True}
+            out = pipe(**arguments, **ours_only).images
             reference32, reference16 = (
                 # In bfloat16 diffusers would draw other noise.
                 reference(checkpoint, dtype)(latents=noise, output_type=output_type, **in_dtype(arguments, dtype))
@@ -155,7 +156,8 @@ def test_bfp8(mesh_device, tiny_checkpoint, precision, limit):
         expected = reference(tiny_checkpoint, torch.float32)(generator=seeded(), **arguments).images
     pipe = FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh_device, precision=precision)
     pipe.set_progress_bar_config(disable=True)
-    error = relative_rmse(pipe(generator=seeded(), **arguments).images, expected)
+    result = pipe(generator=seeded(), diffusers_sizes=True, **arguments).images
+    error = relative_rmse(result, expected)
     print(f"\n{precision}: relative RMSE {error:.4f}")
     assert error < limit
 
