@@ -108,7 +108,9 @@ def image_input(
     pictures = read_pictures(image, vae.latent_channels, background)
     if is_packed(pictures, vae.latent_channels):
         if not (height and width):
-            raise ValueError("`image` is packed latents, which don't tell their shape: pass their `height` and `width`.")
+            raise ValueError(
+                "`image` is packed latents, which don't tell their shape: pass their `height` and `width`."
+            )
         size = output_size(height, width, max_area, token, diffusers_sizes)
         pictures = unpack_latents(pictures, *size, vae.scale_factor, "image")
     latents = is_latents(pictures, vae.latent_channels)

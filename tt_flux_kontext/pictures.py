@@ -93,7 +93,9 @@ def prepare(pictures: Pictures, size: tuple[int, int], processor: VaeImageProces
 def to_rgb(picture: PIL.Image.Image, background="white") -> PIL.Image.Image:
     """A picture upright (EXIF), in 8 bits a channel, without transparency. Raises `ValueError` for one of no pixels."""
     if not picture.width or not picture.height:
-        raise ValueError(f"`image` is a picture of {picture.width} x {picture.height} pixels: there is nothing to edit.")
+        raise ValueError(
+            f"`image` is a picture of {picture.width} x {picture.height} pixels: there is nothing to edit."
+        )
     picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode in _FULL:
         picture = _to_eight_bits(picture)

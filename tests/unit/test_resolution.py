@@ -55,7 +55,9 @@ def theirs(pipe, **arguments):
 def ours(image, auto_resize=True):
     """What diffusers' exact rule makes of a picture."""
     pictures, _, size = image_input(image, VAE, auto_resize=auto_resize, diffusers_sizes=True)
-    return pictures if is_latents(pictures, 16) else prepare(pictures, size, VaeImageProcessor(vae_scale_factor=MULTIPLE))
+    return (
+        pictures if is_latents(pictures, 16) else prepare(pictures, size, VaeImageProcessor(vae_scale_factor=MULTIPLE))
+    )
 
 
 def sizes(image, **arguments) -> tuple:
