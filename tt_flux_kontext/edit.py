@@ -13,6 +13,8 @@ from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import image_ids, pack_latents
 
+TABLE_STEPS = 64  # whose modulation is on the device at a time: 2 MB a step and prompt for Flux
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -43,30 +45,41 @@ class Edit:
 
     Attributes:
         text, negative: prompts; the negative ones, as many, for classifier-free guidance.
-        image: pictures [B, 3, H, W] from -1 to 1 or latents [B, C, h, w]; result i is made from number i modulo B.
-        latents: starting noise, float32 [results, N, C]; results of one prompt stand together.
-        size: (height, width) of the result in pixels.
+        size, image_size: (height, width) in pixels of the result, and of the pictures to edit if there are any.
         sigmas: noise levels, one more than steps.
         guidance: distilled guidance scale, or None where the transformer embeds none.
         callback: (step, timestep 0 to 1000, tensors) -> tensors to replace, after each step.
+        interrupted: asked before each step whether to leave out this one and all others.
+        latents: starting noise, float32 [results, N, C]; results of one prompt stand together.
+        image: pictures [B, 3, H, W] from -1 to 1 or latents [B, C, h, w]; result i is made from number i modulo B.
     """
 
     text: Text
     negative: Text | None
-    image: torch.Tensor | None
-    latents: torch.Tensor
     size: tuple[int, int]
+    image_size: tuple[int, int] | None
     sigmas: Sequence[float]
     guidance: float | None
     true_cfg_scale: float
     images_per_prompt: int
     max_sequence_length: int
-    callback: Callable | None
-    callback_tensors: Sequence[str]
+    callback: Callable | None = None
+    callback_tensors: Sequence[str] = ()
+    interrupted: Callable[[], bool] = lambda: False
+    latents: torch.Tensor | None = None  # these two when all else is known to fit
+    image: torch.Tensor | None = None
 
     @property
     def texts(self) -> list[Text]:
         return [self.text, self.negative] if self.negative else [self.text]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [self.size, self.image_size] if self.image_size else [self.size]
+
+    @property
+    def results(self) -> int:
+        return len(self.text) * self.images_per_prompt
 
 
 @dataclass
@@ -105,117 +118,145 @@ class Editor:
         contexts = self._encode_t5(edit)
         conditions = [Condition(*pair) for pair in zip(contexts, pooled, strict=True)]
         yield clock.phase("t5")
-        references = self._encode_image(edit)
+        references = [] if edit.image is None else self._encode_image(edit.image)
         yield clock.phase("vae encoder")
-        self._modulate(edit, conditions)
-        yield clock.phase("modulation")
-
-        self.models.release("modulation")  # of no use to the steps
         latents = [upload(row[None, None], self.device, ttnn.float32) for row in edit.latents]
-        transformer = self.models["transformer"]
-        positions = transformer.positions(self._image_ids(edit), conditions[0].context.shape[2])
-        yield clock.phase("transformer weights")
-        steps = len(edit.sigmas) - 1
-        for step in range(steps):
-            self._denoise(edit, step, transformer, positions, conditions, references, latents)
-            if edit.callback:
-                self._call_back(edit, step, conditions, latents)
-            yield clock.phase("step", step + 1, steps)
-        del transformer, positions, conditions, references
+        yield from self._denoise(edit, clock, conditions, references, latents)
+        del conditions, references
 
+        result = torch.cat([ttnn.to_torch(x)[0] for x in latents])
+        if not result.isfinite().all():
+            raise FloatingPointError("The edit gave latents that are NaN or infinite, of which no picture can be made.")
         if decode:
-            result = self._decode(edit, latents)
+            result = self._decode(latents, edit.size)
             yield clock.phase("vae decoder")
-        else:
-            result = torch.cat([ttnn.to_torch(x)[0] for x in latents])
         yield result
 
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Pictures [B, 3, H, W] from -1 to 1 to latents of the transformer, packed: float32 [B, tokens, 4 C]."""
+        self.models.reserve(EditSize(0, 0, image.shape[2] * image.shape[3]))
+        return torch.cat([ttnn.to_torch(x)[0].float() for x in self._encode_image(image)])
+
+    def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Packed latents [B, tokens, 4 C] to pictures of `size` (height, width), float32 [B, 3, H, W] from -1 to 1."""
+        self.models.reserve(EditSize(0, 0, size[0] * size[1]))
+        return self._decode([upload(row[None, None], self.device, ttnn.float32) for row in latents], size)
+
     def size(self, edit: Edit) -> EditSize:
-        """What the edit's memory depends on."""
-        text_tokens = edit.max_sequence_length
-        if edit.text.embeds is not None:
-            text_tokens = edit.text.embeds.shape[1]
-        height, width = edit.size
-        pixels = height * width
-        if edit.image is not None and edit.image.shape[1] != self.models.vae_config.latent_channels:
-            pixels = max(pixels, edit.image.shape[2] * edit.image.shape[3])
-        return EditSize(text_tokens, len(self._image_ids(edit)), pixels)
+        """What the edit's memory depends on; its tensors needn't be there yet."""
+        text_tokens = max(
+            edit.max_sequence_length if text.embeds is None else text.embeds.shape[1] for text in edit.texts
+        )
+        token = 2 * self.models.vae_config.scale_factor  # pixels along an edge
+        return EditSize(
+            text_tokens=text_tokens,
+            image_tokens=sum((height // token) * (width // token) for height, width in edit.sizes),
+            pixels=max(height * width for height, width in edit.sizes),
+            prompts=len(edit.text) * len(edit.texts),
+            results=edit.results,
+            steps=min(len(edit.sigmas) - 1, TABLE_STEPS),
+        )
 
     def _encode_clip(self, edit: Edit) -> "list[ttnn.Tensor]":
         """Pooled prompts [1, 1, 1, P], the negative ones after the others."""
-        if edit.text.pooled is not None:
-            rows = [row for text in edit.texts for row in text.pooled]
-            return [upload(row[None, None, None], self.device, ttnn.bfloat16) for row in rows]
-        prompts = [prompt for text in edit.texts for prompt in text.clip]
-        ids = _token_ids(self.tokenizer, prompts, self.tokenizer.model_max_length)
-        return [self.models["clip"](row) for row in ids]
+        pooled = []
+        for text in edit.texts:
+            if text.pooled is not None:
+                pooled += [upload(row[None, None, None], self.device, ttnn.bfloat16) for row in text.pooled]
+                continue
+            length = self.tokenizer.model_max_length
+            rest = f"T5 still reads the first {edit.max_sequence_length}."
+            pooled += [self.models["clip"](row) for row in _token_ids(self.tokenizer, text.clip, length, "CLIP", rest)]
+        return pooled
 
     def _encode_t5(self, edit: Edit) -> "list[ttnn.Tensor]":
         """Contexts [1, 1, T, J], the negative ones after the others."""
-        if edit.text.embeds is not None:
-            rows = [row for text in edit.texts for row in text.embeds]
-            return [upload(row[None, None], self.device, ttnn.bfloat16) for row in rows]
-        prompts = [prompt for text in edit.texts for prompt in text.t5]
-        ids = _token_ids(self.tokenizer_2, prompts, edit.max_sequence_length)
-        return [self.models["t5"](row) for row in ids]
+        contexts = []
+        for text in edit.texts:
+            if text.embeds is not None:
+                contexts += [upload(row[None, None], self.device, ttnn.bfloat16) for row in text.embeds]
+                continue
+            ids = _token_ids(self.tokenizer_2, text.t5, edit.max_sequence_length, "T5")
+            contexts += [self.models["t5"](row) for row in ids]
+        return contexts
 
-    def _encode_image(self, edit: Edit) -> "list[ttnn.Tensor]":
+    def _encode_image(self, image: torch.Tensor) -> "list[ttnn.Tensor]":
         """Packed reference latents [1, 1, R, C], one per picture."""
-        if edit.image is None:
-            return []
-        if edit.image.shape[1] == self.models.vae_config.latent_channels:
-            return [upload(row[None, None], self.device, ttnn.bfloat16) for row in pack_latents(edit.image)]
-        return [self.models["vae encoder"](picture) for picture in edit.image]
+        if image.shape[1] == self.models.vae_config.latent_channels:
+            return [upload(row[None, None], self.device, ttnn.bfloat16) for row in pack_latents(image)]
+        return [self.models["vae encoder"](picture) for picture in image]
 
-    def _modulate(self, edit: Edit, conditions: list[Condition]) -> None:
-        for condition in conditions:
-            condition.table = self.models["modulation"](edit.sigmas[:-1], edit.guidance, condition.pooled)
+    def _denoise(self, edit: Edit, clock: "_Clock", conditions, references, latents) -> Iterator[Phase]:
+        """All steps, in place in `latents`: TABLE_STEPS at a time, for which the modulation is on the device first."""
+        steps = len(edit.sigmas) - 1
+        for first in range(0, steps, TABLE_STEPS):
+            some = range(first, min(first + TABLE_STEPS, steps))
+            for condition in conditions:
+                condition.table = None  # makes room
+                sigmas = edit.sigmas[some.start : some.stop]
+                condition.table = self.models["modulation"](sigmas, edit.guidance, condition.pooled)
+            yield clock.phase("modulation")
+            self.models.release("modulation")  # of no use to the steps
+            transformer = self.models["transformer"]
+            lengths = {condition.context.shape[2] for condition in conditions}
+            positions = {length: transformer.positions(self._image_ids(edit), length) for length in lengths}
+            yield clock.phase("transformer weights")
+            for step in some:
+                if edit.interrupted():
+                    return
+                self._step(edit, step, transformer, positions, conditions, references, latents)
+                if edit.callback:
+                    self._call_back(edit, step, conditions, latents)
+                yield clock.phase("step", step + 1, steps)
+            del transformer
 
-    def _denoise(self, edit: Edit, step: int, transformer, positions, conditions, references, latents) -> None:
+    def _step(self, edit: Edit, step: int, transformer, positions, conditions, references, latents) -> None:
         """One Euler step of all results, in place in `latents`."""
         interval = edit.sigmas[step + 1] - edit.sigmas[step]
         prompts = len(edit.text)
         for p in range(prompts):
-            pairs = [(condition.context, condition.table.step(step)) for condition in conditions[p::prompts]]
+            of_prompt = [(c.context, c.table.step(step % TABLE_STEPS)) for c in conditions[p::prompts]]
             for i in range(p * edit.images_per_prompt, (p + 1) * edit.images_per_prompt):
                 noise = ttnn.typecast(latents[i], ttnn.bfloat16)
                 reference = references[i % len(references)] if references else None
-                velocity, *negative = [transformer(noise, reference, c, positions, rows) for c, rows in pairs]
+                velocity, *negative = [
+                    transformer(noise, reference, context, positions[context.shape[2]], rows)
+                    for context, rows in of_prompt
+                ]
                 if negative:
                     towards = ttnn.multiply(ttnn.subtract(velocity, negative[0]), edit.true_cfg_scale)
                     velocity = ttnn.add(negative[0], towards)
                 latents[i] = ttnn.add(latents[i], ttnn.multiply(velocity, interval))
 
     def _call_back(self, edit: Edit, step: int, conditions: list[Condition], latents: list) -> None:
-        prompts = conditions[: len(edit.text)]
+        """What the callback gets it may also change in place; what it returns goes first."""
+        prompts, each = conditions[: len(edit.text)], edit.images_per_prompt
         tensors = {}
         if "latents" in edit.callback_tensors:
             tensors["latents"] = torch.cat([ttnn.to_torch(x)[0] for x in latents])
         if "prompt_embeds" in edit.callback_tensors:
             embeds = torch.cat([ttnn.to_torch(prompt.context)[0].float() for prompt in prompts])
-            tensors["prompt_embeds"] = embeds.repeat_interleave(edit.images_per_prompt, dim=0)
-        changed = edit.callback(step, torch.tensor(1000 * edit.sigmas[step]), tensors) or {}
+            tensors["prompt_embeds"] = embeds.repeat_interleave(each, dim=0)
+        returned = edit.callback(step, torch.tensor(1000 * edit.sigmas[step]), dict(tensors))
+        changed = tensors | (returned or {})
         if "latents" in changed:
-            latents[:] = [upload(row[None, None], self.device, ttnn.float32) for row in changed["latents"]]
+            rows = _changed("latents", changed["latents"], edit.latents.shape)
+            latents[:] = [upload(row[None, None], self.device, ttnn.float32) for row in rows]
         if "prompt_embeds" in changed:
-            rows = changed["prompt_embeds"][:: edit.images_per_prompt]
-            for prompt, row in zip(prompts, rows, strict=True):
+            shape = edit.results, *list(prompts[0].context.shape)[2:]
+            rows = _changed("prompt_embeds", changed["prompt_embeds"], shape)
+            if not torch.equal(rows, rows[::each].repeat_interleave(each, dim=0)):
+                raise ValueError("`prompt_embeds` from the callback must be equal for all results of one prompt.")
+            for prompt, row in zip(prompts, rows[::each], strict=True):
                 prompt.context = upload(row[None, None], self.device, ttnn.bfloat16)
 
-    def _decode(self, edit: Edit, latents: list) -> torch.Tensor:
-        return torch.stack([self.models["vae decoder"](x, *edit.size) for x in latents])
+    def _decode(self, latents: list, size: tuple[int, int]) -> torch.Tensor:
+        return torch.stack([self.models["vae decoder"](x, *size) for x in latents])
 
     def _image_ids(self, edit: Edit) -> torch.Tensor:
         """Position ids of the noise and the reference tokens."""
-        vae = self.models.vae_config
-        token = 2 * vae.scale_factor  # pixels along an edge
-        height, width = edit.size
-        ids = [image_ids(height // token, width // token, index=0)]
-        if edit.image is not None:
-            _, channels, height, width = edit.image.shape
-            token = 2 if channels == vae.latent_channels else token
-            ids.append(image_ids(height // token, width // token, index=1))
-        return torch.cat(ids)
+        token = 2 * self.models.vae_config.scale_factor  # pixels along an edge
+        return torch.cat([image_ids(h // token, w // token, index) for index, (h, w) in enumerate(edit.sizes)])
 
 
 class _Clock:
@@ -232,10 +273,22 @@ class _Clock:
         return Phase(name, seconds, step, steps)
 
 
-def _token_ids(tokenizer, prompts: list[str], length: int) -> torch.Tensor:
-    """int64 [B, length], padded; what doesn't fit is cut off with a warning."""
-    for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
+def _changed(name: str, tensor, shape: Sequence[int]) -> torch.Tensor:
+    """What a callback made of a tensor, in float32. Raises `ValueError` where it can't take its place."""
+    if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != tuple(shape):
+        found = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise ValueError(f"`{name}` from the callback must be a tensor of shape {list(shape)} but is {found}.")
+    if not tensor.isfinite().all():
+        raise ValueError(f"`{name}` from the callback has values that are NaN or infinite.")
+    return tensor.detach().to("cpu", torch.float32)
+
+
+def _token_ids(tokenizer, prompts: list[str], length: int, encoder: str, rest: str = "") -> torch.Tensor:
+    """int64 [B, length], padded; what doesn't fit is cut off with a warning that names the encoder."""
+    # without verbose=False transformers would warn of indexing errors, which there are none of after the cut
+    for prompt, ids in zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True):
         if len(ids) > length:
             lost = tokenizer.decode(ids[length - 1 : -1])
-            logger.warning(f"The prompt '{prompt[:40]}...' is longer than {length} tokens. Cut off: '{lost}'")
+            read = f"{encoder} reads the first {length} of {len(ids)} tokens of the prompt '{prompt[:40]}...'"
+            logger.warning(f"{read}, not '{lost}'. {rest}".rstrip())
     return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids

@@ -1,12 +1,16 @@
 """What a caller may ask of the pipeline: checked, and brought to one form, before anything runs."""
 
 from collections.abc import Sequence
+from math import isfinite
+from numbers import Integral, Real
 
+import PIL.Image
 import torch
+from loguru import logger
 
 from tt_flux_kontext.edit import Text
 from tt_flux_kontext.models.vae import VAEConfig
-from tt_flux_kontext.pictures import Pictures, is_latents, is_packed, read_pictures
+from tt_flux_kontext.pictures import Pictures, float_tensor, is_latents, is_packed, read_pictures
 from tt_flux_kontext.resolution import DEFAULT_AREA, edit_sizes, output_size, unpack_latents
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds")
@@ -18,10 +22,15 @@ def text_input(
     prompt_2: str | Sequence[str] | None,
     embeds: torch.Tensor | None,
     pooled: torch.Tensor | None,
+    widths: tuple[int, int],
     *,
     prefix: str = "",
 ) -> Text:
-    """The prompts, or the embeddings, of a call. `prefix` is "negative_" for the negative ones.
+    """The prompts, or the embeddings, of a call.
+
+    Args:
+        widths: features of T5's and of CLIP's embeddings.
+        prefix: "negative_" for the negative ones.
 
     Raises `ValueError` or `TypeError` when both are given, one is incomplete, or the lists don't agree.
     """
@@ -35,19 +44,61 @@ def text_input(
         if embeds is None or pooled is None:
             given, lacking = (name_embeds, name_pooled) if pooled is None else (name_pooled, name_embeds)
             raise ValueError(f"With `{given}`, `{lacking}` of the same prompts must be passed too.")
-        if embeds.ndim != 3 or pooled.ndim != 2 or len(embeds) != len(pooled) or not len(embeds):
+        embeds, pooled = float_tensor(embeds, name_embeds), float_tensor(pooled, name_pooled)
+        if embeds.ndim != 3 or pooled.ndim != 2 or len(embeds) != len(pooled) or not embeds.numel():
             raise ValueError(
                 f"`{name_embeds}` must be [batch, tokens, features] and `{name_pooled}` [batch, features] of the same "
                 f"batch, but they are {list(embeds.shape)} and {list(pooled.shape)}."
+            )
+        if (embeds.shape[2], pooled.shape[1]) != widths:
+            raise ValueError(
+                f"`{name_embeds}` and `{name_pooled}` have {embeds.shape[2]} and {pooled.shape[1]} features, but this "
+                f"transformer takes {widths[0]} and {widths[1]}."
             )
         return Text(embeds=embeds, pooled=pooled)
     if prompt is None:
         raise ValueError(f"Provide either `{name}` or `{name_embeds}`. Cannot leave both undefined.")
     clip = _prompts(prompt, name)
-    t5 = clip if prompt_2 is None else _prompts(prompt_2, name_2)
+    t5 = _prompts(prompt_2, name_2) if prompt_2 else clip
+    if isinstance(prompt_2, str):
+        t5 = t5 * len(clip) if prompt_2 else clip
     if len(clip) != len(t5):
         raise ValueError(f"`{name}` has {len(clip)} entries and `{name_2}` has {len(t5)}; they must be as many.")
     return Text(clip=clip, t5=t5)
+
+
+def negative_input(
+    text: Text,
+    true_cfg_scale: float,
+    prompt: str | Sequence[str] | None,
+    prompt_2: str | Sequence[str] | None,
+    embeds: torch.Tensor | None,
+    pooled: torch.Tensor | None,
+    widths: tuple[int, int],
+) -> Text | None:
+    """The negative prompts of `text`, as many, where there is guidance by them; a warning where one lacks the other.
+
+    Raises `ValueError` or `TypeError` as `text_input` does, and when they don't agree with `text`.
+    """
+    if prompt is None and embeds is None and pooled is None:
+        if prompt_2 is not None or true_cfg_scale != 1:
+            given = "true_cfg_scale" if prompt_2 is None else "negative_prompt_2"
+            logger.warning(f"`{given}` has no effect without `negative_prompt` or `negative_prompt_embeds`.")
+        return None
+    if isinstance(prompt, str):
+        prompt = [prompt] * len(text)
+    negative = text_input(prompt, prompt_2, embeds, pooled, widths, prefix="negative_")
+    if len(negative) != len(text):
+        raise ValueError(f"There are {len(text)} prompts and {len(negative)} negative ones; they must be as many.")
+    if text.embeds is not None and negative.embeds is not None and text.embeds.shape != negative.embeds.shape:
+        raise ValueError(
+            "`prompt_embeds` and `negative_prompt_embeds` must have the same shape but are "
+            f"{list(text.embeds.shape)} and {list(negative.embeds.shape)}."
+        )
+    if true_cfg_scale <= 1:
+        logger.warning(f"The negative prompt has no effect: `true_cfg_scale` is {true_cfg_scale}, not above 1.")
+        return None
+    return negative
 
 
 def _prompts(prompt: str | Sequence[str], name: str) -> list[str]:
@@ -59,30 +110,88 @@ def _prompts(prompt: str | Sequence[str], name: str) -> list[str]:
     return list(prompts)
 
 
-def check_numbers(
-    num_inference_steps: int,
-    sigmas: Sequence[float] | None,
-    num_images_per_prompt: int,
-    max_sequence_length: int,
-    output_type: str,
-    callback_tensors: Sequence[str],
-) -> None:
-    """Raises `ValueError` for the first that can't be."""
-    if sigmas is None and num_inference_steps < 1:
-        raise ValueError(f"`num_inference_steps` must be at least 1 but is {num_inference_steps}.")
-    if sigmas is not None and not len(sigmas):
-        raise ValueError("`sigmas` is empty: it takes at least one noise level.")
-    if num_images_per_prompt < 1:
-        raise ValueError(f"`num_images_per_prompt` must be at least 1 but is {num_images_per_prompt}.")
-    if not 1 <= max_sequence_length <= MAX_SEQUENCE_LENGTH:
+def check_whole(least: int | None = 1, **values) -> None:
+    """Raises `TypeError` or `ValueError` for the first that is no whole number, or less than `least`."""
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"`{name}` has to be a whole number but is {value!r}.")
+        if least is not None and value < least:
+            raise ValueError(f"`{name}` must be at least {least} but is {value}.")
+
+
+def check_finite(**values) -> None:
+    """Raises `TypeError` or `ValueError` for the first that is no number, or NaN or infinite."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"`{name}` has to be a number but is {value!r}.")
+        if not isfinite(value):
+            raise ValueError(f"`{name}` must be finite but is {value}.")
+
+
+def check_unused(**values) -> None:
+    """Raises `ValueError` for the first that diffusers would use and this pipeline can't."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"`{name}` is not supported: it has to be None.")
+
+
+def check_choices(max_sequence_length: int, output_type: str, callback, callback_tensors: Sequence[str]) -> None:
+    """Raises `ValueError` or `TypeError` for the first that can't be."""
+    if max_sequence_length > MAX_SEQUENCE_LENGTH:
         raise ValueError(f"`max_sequence_length` must be from 1 to {MAX_SEQUENCE_LENGTH} but is {max_sequence_length}.")
-    if output_type not in ("pil", "np", "pt", "latent"):
-        raise ValueError(f"`output_type` must be pil, np, pt or latent but is {output_type!r}.")
+    check_output_type(output_type, "latent")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback_on_step_end` has to be a function but is {type(callback).__name__}.")
     unknown = [name for name in callback_tensors if name not in CALLBACK_TENSORS]
     if unknown:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` has to be in {list(CALLBACK_TENSORS)}, but found {unknown}."
         )
+
+
+def check_output_type(output_type: str, *more: str) -> None:
+    """Raises `ValueError` for one that there isn't."""
+    known = "pil", "np", "pt", *more
+    if output_type not in known:
+        raise ValueError(f"`output_type` must be one of {', '.join(known)} but is {output_type!r}.")
+
+
+def levels_input(sigmas) -> list[float]:
+    """Noise levels of a call. Raises `TypeError` or `ValueError` for what is none."""
+    try:
+        levels = [float(level) for level in sigmas]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`sigmas` has to be a list of numbers but is {sigmas!r}.") from error
+    if not levels:
+        raise ValueError("`sigmas` is empty: it takes at least one noise level.")
+    for level in levels:
+        if not 0 <= level <= 1:
+            raise ValueError(f"`sigmas` must be from 0 to 1 but has {level}.")
+    return levels
+
+
+def generator_input(generator, results: int) -> torch.Generator | list[torch.Generator] | None:
+    """Raises `TypeError` or `ValueError` for what is neither one generator nor one per result."""
+    several = isinstance(generator, (list, tuple))
+    if not all(one is None or isinstance(one, torch.Generator) for one in (generator if several else [generator])):
+        raise TypeError("`generator` has to be a torch.Generator, or a list of one per result.")
+    if several and len(generator) != results:
+        raise ValueError(
+            f"You have passed a list of generators of length {len(generator)}, but requested an effective batch "
+            f"size of {results}. Make sure the batch size matches the length of the generators."
+        )
+    return list(generator) if several else generator
+
+
+def noise_input(latents: torch.Tensor, wanted: tuple[int, int, int], size: tuple[int, int]) -> torch.Tensor:
+    """Packed latents in float32. Raises `TypeError` or `ValueError` for those of another shape, or no numbers."""
+    latents = float_tensor(latents, "latents")
+    if tuple(latents.shape) != wanted:
+        raise ValueError(
+            f"`latents` must have the shape {list(wanted)} for {wanted[0]} results of {size[1]} x {size[0]} pixels, "
+            f"but it is {list(latents.shape)}."
+        )
+    return latents
 
 
 def image_input(
@@ -101,6 +210,11 @@ def image_input(
     Arguments are those of the pipeline's call. Raises `TypeError` for another kind of input and `ValueError` for
     pictures and sizes that can't be used.
     """
+    check_whole(None, max_area=max_area, height=height or 0, width=width or 0)
+    try:
+        PIL.Image.new("RGB", (1, 1), background)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`background` has to be a colour, such as 'white' or (255, 255, 255): {error}.") from error
     token = 2 * vae.scale_factor  # pixels along an edge
     rule = {"auto_resize": auto_resize, "diffusers_sizes": diffusers_sizes}
     if image is None:

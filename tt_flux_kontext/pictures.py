@@ -42,7 +42,7 @@ def read_pictures(image, latent_channels: int, background="white") -> Pictures:
             "opened with PIL.Image.open, HEIC files with the plugin of the package pillow-heif."
         )
     if is_packed(image, latent_channels):
-        return _finite(image)
+        return float_tensor(image, "image")
     shapes = {tuple(item.shape[-3:]) for item in items}
     if len(shapes) > 1 or not all(item.ndim in (3, 4) for item in items):
         raise ValueError(f"`image` has pictures of shapes {[list(item.shape) for item in items]}: one shape is needed.")
@@ -51,12 +51,14 @@ def read_pictures(image, latent_channels: int, background="white") -> Pictures:
         raise ValueError(f"`image` of shape {list(tensor.shape)} has no pixels.")
     if tensor.dtype == torch.uint8 and tensor.shape[1] <= 4:
         return [to_rgb(_from_bytes(picture), background) for picture in tensor]
+    if not tensor.is_floating_point():
+        raise TypeError(f"`image` is of {tensor.dtype}. Pictures are uint8 from 0 to 255, or floats from 0 to 1.")
     if tensor.shape[1] not in (3, latent_channels):
         raise ValueError(
             f"`image` of shape {list(tensor.shape)} is neither pictures [batch, 3, height, width] "
             f"nor latents [batch, {latent_channels}, height, width]."
         )
-    tensor = _finite(tensor)
+    tensor = float_tensor(tensor, "image")
     if tensor.shape[1] == latent_channels:
         if tensor.shape[2] % 2 or tensor.shape[3] % 2:
             raise ValueError(f"`image` latents must have an even height and width but are {list(tensor.shape)}.")
@@ -88,6 +90,17 @@ def prepare(pictures: Pictures, size: tuple[int, int], processor: VaeImageProces
     if isinstance(pictures, list):
         return processor.preprocess([processor.resize(picture, *size) for picture in pictures], *size)
     return processor.preprocess(processor.resize(pictures, *size), *size)
+
+
+def float_tensor(tensor, name: str) -> torch.Tensor:
+    """In float32. Raises `TypeError` or `ValueError` for what is no tensor of finite floats."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise TypeError(f"`{name}` has to be a tensor of floats but is {kind}.")
+    tensor = tensor.detach().to("cpu", torch.float32)
+    if not tensor.isfinite().all():
+        raise ValueError(f"`{name}` has values that are NaN or infinite.")
+    return tensor
 
 
 def to_rgb(picture: PIL.Image.Image, background="white") -> PIL.Image.Image:
@@ -137,13 +150,3 @@ def _from_bytes(pixels: torch.Tensor) -> PIL.Image.Image:
     """uint8 [1 to 4, H, W]: grey, grey and alpha, RGB, RGBA."""
     array = pixels.permute(1, 2, 0).cpu().numpy()
     return PIL.Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
-
-
-def _finite(tensor: torch.Tensor) -> torch.Tensor:
-    """In float32."""
-    if not tensor.is_floating_point():
-        raise TypeError(f"`image` is a tensor of {tensor.dtype}. Pictures are uint8, or floats from 0 to 1.")
-    tensor = tensor.detach().to("cpu", torch.float32)
-    if not tensor.isfinite().all():
-        raise ValueError("`image` has values that are NaN or infinite.")
-    return tensor

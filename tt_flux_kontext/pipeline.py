@@ -1,6 +1,7 @@
 """FLUX.1 Kontext [dev] on a TT-NN device, with the arguments of diffusers' FluxKontextPipeline."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +14,33 @@ from tqdm.auto import tqdm
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from tt_flux_kontext.checkpoint import Checkpoint
-from tt_flux_kontext.edit import Edit, Editor, Phase, Text
-from tt_flux_kontext.inputs import check_numbers, image_input, text_input
-from tt_flux_kontext.pictures import is_latents, prepare
+from tt_flux_kontext.edit import Edit, Editor, Phase
+from tt_flux_kontext.inputs import (
+    CALLBACK_TENSORS,
+    check_choices,
+    check_finite,
+    check_output_type,
+    check_unused,
+    check_whole,
+    generator_input,
+    image_input,
+    levels_input,
+    negative_input,
+    noise_input,
+    text_input,
+)
+from tt_flux_kontext.pictures import float_tensor, is_latents, prepare
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
-from tt_flux_kontext.residency import EditSize, Models
-from tt_flux_kontext.resolution import pack_latents
+from tt_flux_kontext.residency import EditSize, Models, check_host_memory
+from tt_flux_kontext.resolution import pack_latents, unpack_latents
 from tt_flux_kontext.schedule import sigma_schedule
+from tt_flux_kontext.turns import Turn, one_at_a_time
 
 USUAL_EDIT = EditSize(text_tokens=512, image_tokens=2 * 64 * 64, pixels=1024 * 1024)
+
+
+HOST_BYTES_A_PIXEL = 64  # of a result: float32 as decoded, stacked, and on the way to 8 bits
+HOST_BYTES_A_STEP = 100  # of levels, as Python's numbers and in the scheduler's tensors
 
 
 class FluxKontextPipeline:
@@ -33,8 +52,12 @@ class FluxKontextPipeline:
         precision: number formats and math fidelity; by default the most accurate that the device has the memory for,
             with an edit of 1024 x 1024 pixels. The attribute of that name says which.
 
+    Threads may share it: their calls wait for each other.
+
     Raises `CheckpointError` when a model's files don't fit its config, before anything reaches the device.
     """
+
+    _callback_tensor_inputs = list(CALLBACK_TENSORS)
 
     def __init__(self, checkpoint: Checkpoint, device, precision: Policy | None = None):
         folder = checkpoint.folder
@@ -50,7 +73,11 @@ class FluxKontextPipeline:
         self.tokenizer_2 = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
         self.multiple_of = 2 * self.vae_config.scale_factor  # pixels along the edge of a token
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.multiple_of)
+        self.vae_scale_factor = self.vae_config.scale_factor
         self.timings: dict[str, float] = {}
+        self.guidance_scale = self.num_timesteps = None  # of the edit at work, or of the last one
+        self._interrupt = False
+        self.turn = Turn()
         self._editor = Editor(models, self.tokenizer, self.tokenizer_2)
         self._progress_bar_config = {}
 
@@ -61,10 +88,26 @@ class FluxKontextPipeline:
             raise ValueError(f"Unknown precision '{precision}': it is one of {', '.join(PRECISIONS)}.")
         return cls(Checkpoint(source), device, PRECISIONS.get(precision))
 
+    @property
+    def interrupt(self) -> bool:
+        """Set to True, by a callback or another thread, it ends the steps after the one at work."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
+
+    @property
+    def components(self) -> dict:
+        """By diffusers' names: scheduler and tokenizers, and the configs of the models, whose weights come and go."""
+        own = {"scheduler": self.scheduler, "tokenizer": self.tokenizer, "tokenizer_2": self.tokenizer_2}
+        return self._editor.models.configs | own | {"image_encoder": None, "feature_extractor": None}
+
     def set_progress_bar_config(self, **kwargs) -> None:
         """Of tqdm's bars over the denoising steps and over weights on their way; `disable=True` hides them."""
         self._progress_bar_config = self._editor.models.progress_bar_config = kwargs
 
+    @one_at_a_time
     def __call__(
         self,
         image=None,
@@ -83,12 +126,17 @@ class FluxKontextPipeline:
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         pooled_prompt_embeds: torch.Tensor | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
+        negative_ip_adapter_image: None = None,
+        negative_ip_adapter_image_embeds: None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_pooled_prompt_embeds: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        joint_attention_kwargs: None = None,
         callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         max_sequence_length: int = 512,
         max_area: int = 1024**2,
         _auto_resize: bool = True,
@@ -103,7 +151,7 @@ class FluxKontextPipeline:
                 `width` that it had. A picture is turned upright by its EXIF tag and brought to the trained size
                 nearest in aspect ratio.
             prompt: for both text encoders, or with `prompt_2` for CLIP alone.
-            prompt_2: for T5.
+            prompt_2: for T5; empty, it is `prompt`.
             negative_prompt, negative_prompt_2: what to avoid; used when `true_cfg_scale` is above 1.
             true_cfg_scale: weight of classifier-free guidance, at the price of a second pass a step.
             height, width: of the result in pixels. Without both it has the size that the picture is brought to. With
@@ -118,8 +166,10 @@ class FluxKontextPipeline:
             prompt_embeds, pooled_prompt_embeds: [B, S, J] and [B, P], in place of `prompt`; the negative ones likewise.
             output_type: `pil`, `np` [B, H, W, 3], `pt` [B, 3, H, W], or `latent` [B, tokens, channels].
             return_dict: False for a plain tuple.
+            ip_adapter_image, joint_attention_kwargs and their like: None, as there are no adapters.
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; what it
-                returns of `latents` and `prompt_embeds` replaces them.
+                returns of `latents` and `prompt_embeds` replaces them, and so do changes of `tensors` in place.
+                `pipeline.interrupt = True` leaves out the steps that follow.
             callback_on_step_end_tensor_inputs: names of those tensors that it gets.
             max_sequence_length: T5 tokens, at most 512.
             max_area: pixels of the result.
@@ -135,23 +185,31 @@ class FluxKontextPipeline:
 
         Raises:
             ValueError, TypeError: an argument can't be used; nothing was run.
+            DoesNotFit: the device or this machine has too little memory; nothing was run.
+            FloatingPointError: the latents became NaN or infinite.
+            RuntimeError: called by its own callback.
         """
-        check_numbers(
-            num_inference_steps,
-            sigmas,
-            num_images_per_prompt,
-            max_sequence_length,
-            output_type,
-            callback_on_step_end_tensor_inputs,
+        callback_tensors = callback_on_step_end_tensor_inputs or ()
+        levels = None if sigmas is None else levels_input(sigmas)
+        if levels is None:
+            check_whole(num_inference_steps=num_inference_steps)
+        check_whole(num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length)
+        check_finite(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
+        check_choices(max_sequence_length, output_type, callback_on_step_end, callback_tensors)
+        check_unused(
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            negative_ip_adapter_image=negative_ip_adapter_image,
+            negative_ip_adapter_image_embeds=negative_ip_adapter_image_embeds,
+            joint_attention_kwargs=joint_attention_kwargs or None,
         )
-        text = text_input(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds)
-        negative = _negative_input(
-            text,
-            true_cfg_scale,
-            (negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),
-        )
-        batch = len(text) * num_images_per_prompt
-        image, size, image_size = image_input(
+        widths = self.transformer_config.joint_attention_dim, self.transformer_config.pooled_projection_dim
+        text = text_input(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, widths)
+        negatives = negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds
+        negative = negative_input(text, true_cfg_scale, *negatives, widths)
+        results = len(text) * num_images_per_prompt
+        generator = generator_input(generator, results)
+        pictures, size, image_size = image_input(
             image,
             self.vae_config,
             height=height,
@@ -161,30 +219,89 @@ class FluxKontextPipeline:
             background=background,
             diffusers_sizes=diffusers_sizes,
         )
-        if image is not None:
-            if batch % len(image):
-                raise ValueError(f"Cannot duplicate `image` of batch size {len(image)} to {batch} results.")
-            if not is_latents(image, self.vae_config.latent_channels):
-                image = prepare(image, image_size, self.image_processor)
-        latents = self._starting_noise(batch, size, generator, latents)
+        if pictures is not None and results % len(pictures):
+            raise ValueError(
+                f"Cannot duplicate `image` of batch size {len(pictures)} to {results} results: each has one picture."
+            )
+        steps = num_inference_steps if levels is None else len(levels)
+        check_host_memory(
+            HOST_BYTES_A_PIXEL * results * size[0] * size[1] + HOST_BYTES_A_STEP * steps,
+            f"An edit of {results} x {size[1]} x {size[0]} pixels in {steps} steps",
+        )
+        noise_shape = self._noise_shape(results, size)
+        if latents is not None:
+            latents = noise_input(latents, noise_shape, size)
+        self.guidance_scale, self.num_timesteps, self._interrupt = guidance_scale, steps, False
         edit = Edit(
             text=text,
             negative=negative,
-            image=image,
-            latents=latents,
             size=size,
-            sigmas=sigma_schedule(self.scheduler, num_inference_steps, latents.shape[1], sigmas),
+            image_size=image_size,
+            sigmas=sigma_schedule(self.scheduler, steps, noise_shape[1], levels),
             guidance=guidance_scale if self.transformer_config.guidance_embeds else None,
             true_cfg_scale=true_cfg_scale,
             images_per_prompt=num_images_per_prompt,
             max_sequence_length=max_sequence_length,
             callback=partial(callback_on_step_end, self) if callback_on_step_end else None,
-            callback_tensors=callback_on_step_end_tensor_inputs,
+            callback_tensors=callback_tensors,
+            interrupted=lambda: self._interrupt,
+        )
+        self._editor.models.reserve(self._editor.size(edit))  # refuses what is too large before it is made
+        edit = replace(
+            edit,
+            latents=self._noise(noise_shape, size, generator) if latents is None else latents,
+            image=pictures if pictures is None else self._prepared(pictures, image_size),
         )
         result = self._run(edit, decode=output_type != "latent")
         if output_type != "latent":
             result = self.image_processor.postprocess(result, output_type=output_type)
         return FluxPipelineOutput(images=result) if return_dict else (result,)
+
+    @one_at_a_time
+    def encode(
+        self,
+        image,
+        height: int | None = None,
+        width: int | None = None,
+        max_area: int = 1024**2,
+        _auto_resize: bool = True,
+        background: str | tuple[int, int, int] = "white",
+    ) -> torch.Tensor:
+        """Latents [B, C, h, w] of pictures, float32, which a call takes as `image` in place of them.
+
+        The arguments, and the size, are those of an edit of these pictures.
+        """
+        rule = {"auto_resize": _auto_resize, "background": background}
+        pictures, _, size = image_input(image, self.vae_config, height=height, width=width, max_area=max_area, **rule)
+        if pictures is None or is_latents(pictures, self.vae_config.latent_channels):
+            raise ValueError("`image` has to be a picture to be encoded.")
+        tokens = self._editor.encode(self._prepared(pictures, size))
+        return unpack_latents(tokens, *size, self.vae_scale_factor, "image")
+
+    @one_at_a_time
+    def decode(self, latents: torch.Tensor, height: int, width: int, output_type: str = "pil"):
+        """Pictures of packed latents [B, tokens, 4 C], or of latents [B, C, h, w], such as an edit's or `encode`'s.
+
+        Args:
+            height, width: of the pictures in pixels.
+            output_type: `pil`, `np` [B, H, W, 3] or `pt` [B, 3, H, W].
+
+        Raises `ValueError` or `TypeError` when they don't agree.
+        """
+        check_output_type(output_type)
+        check_whole(self.multiple_of, height=height, width=width)
+        latents = float_tensor(latents, "latents")
+        if latents.ndim == 4:
+            latents = pack_latents(latents)
+        wanted = self._noise_shape(len(latents), (height, width))
+        latents = noise_input(latents, wanted, (height, width))
+        pictures = self._editor.decode(latents, (height, width))
+        return self.image_processor.postprocess(pictures, output_type=output_type)
+
+    def _prepared(self, pictures, size: tuple[int, int]) -> torch.Tensor:
+        if is_latents(pictures, self.vae_config.latent_channels):
+            return pictures
+        return prepare(pictures, size, self.image_processor)
 
     def _run(self, edit: Edit, decode: bool) -> torch.Tensor:
         """Drives the phases, with a bar over the steps and the seconds of each in `timings`."""
@@ -196,43 +313,13 @@ class FluxKontextPipeline:
                     bar.update(1 if event.step else 0)
         return event
 
-    def _starting_noise(self, batch: int, size: tuple[int, int], generator, latents) -> torch.Tensor:
-        """float32 [batch, tokens, channels]."""
-        height, width = (edge // self.vae_config.scale_factor for edge in size)
-        channels = self.transformer_config.in_channels
-        wanted = [batch, (height // 2) * (width // 2), channels]
-        if latents is not None:
-            if list(latents.shape) != wanted:
-                raise ValueError(
-                    f"`latents` must have the shape {wanted} for {batch} results of {size[1]} x {size[0]} pixels, "
-                    f"but it is {list(latents.shape)}."
-                )
-            return latents.float()
-        if isinstance(generator, list) and len(generator) != batch:
-            raise ValueError(
-                f"You have passed a list of generators of length {len(generator)}, but requested an effective batch "
-                f"size of {batch}. Make sure the batch size matches the length of the generators."
-            )
-        shape = (batch, channels // 4, height, width)
+    def _noise_shape(self, results: int, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(results, tokens, channels) of packed latents."""
+        rows, columns = (edge // self.multiple_of for edge in size)
+        return results, rows * columns, self.transformer_config.in_channels
+
+    def _noise(self, packed: tuple[int, int, int], size: tuple[int, int], generator) -> torch.Tensor:
+        """As diffusers draws it: float32, packed."""
+        results, _, channels = packed
+        shape = (results, channels // 4, *(edge // self.vae_scale_factor for edge in size))
         return pack_latents(randn_tensor(shape, generator=generator, device=torch.device("cpu")))
-
-
-def _negative_input(text: Text, true_cfg_scale: float, given: tuple) -> Text | None:
-    prompt, prompt_2, embeds, pooled = given
-    if true_cfg_scale <= 1 or (prompt is None and embeds is None and pooled is None):
-        return None
-    if isinstance(prompt, str):
-        prompt = [prompt] * len(text)
-    if isinstance(prompt_2, str):
-        prompt_2 = [prompt_2] * len(text)
-    negative = text_input(prompt, prompt_2, embeds, pooled, prefix="negative_")
-    if len(negative) != len(text):
-        raise ValueError(f"There are {len(text)} prompts and {len(negative)} negative ones; they must be as many.")
-    if (negative.embeds is None) != (text.embeds is None):
-        raise ValueError("Pass the prompt and the negative prompt in one form, as text or as embeddings.")
-    if text.embeds is not None and text.embeds.shape != negative.embeds.shape:
-        raise ValueError(
-            "`prompt_embeds` and `negative_prompt_embeds` must have the same shape but are "
-            f"{list(text.embeds.shape)} and {list(negative.embeds.shape)}."
-        )
-    return negative

@@ -1,9 +1,11 @@
 """The models of a checkpoint, and which of them have their weights on the device."""
 
+import os
 from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.models.clip import CLIPTextEncoder, clip_config
@@ -15,8 +17,8 @@ from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.precision import PRECISIONS, Policy
 from tt_flux_kontext.weight_cache import WeightCache, cache_folder
 
-# Bytes of DRAM that an edit keeps from phase to phase: context, modulation table, latents, TT-NN's tables of windows.
-LASTING = 200_000_000
+# Bytes of DRAM that stay from phase to phase whatever the edit: TT-NN's tables of windows, and what banks waste.
+LASTING = 126_000_000
 
 COMPONENTS = {
     "text_encoder": ("CLIPTextModel", clip_config),
@@ -45,15 +47,30 @@ class EditSize:
         text_tokens: of T5.
         image_tokens: of noise and reference together.
         pixels: of the result or the reference, whichever has more.
+        prompts: the negative ones counted too.
+        results: pictures.
+        steps: whose modulation is on the device at a time.
     """
 
     text_tokens: int
     image_tokens: int
     pixels: int
+    prompts: int = 1
+    results: int = 1
+    steps: int = 28
 
 
 class DoesNotFit(RuntimeError):
-    """The device has too little memory for an edit. The message has a table and says what would fit."""
+    """The device, or this machine, has too little memory for an edit. The message says what there is and would do."""
+
+
+def check_host_memory(needed: int, what: str) -> None:
+    """Raises `DoesNotFit` for what this machine could not hold even if it were empty."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > total:
+        raise DoesNotFit(
+            f"{what} would take about {needed / 1e9:.0f} GB of this machine's memory, which has {total / 1e9:.0f} GB."
+        )
 
 
 class Models:
@@ -70,6 +87,7 @@ class Models:
         self.precision = precision
         configs = {name: read(checkpoint.config(name, kind)) for name, (kind, read) in COMPONENTS.items()}
         clip, t5, transformer, vae = configs.values()
+        self.configs = configs
         self.t5_config, self.transformer_config, self.vae_config = t5, transformer, vae
         for what, given, wanted in (
             ("in_channels", transformer.in_channels, 4 * vae.latent_channels),
@@ -146,14 +164,23 @@ class Models:
         """
         width = self.transformer_config.inner_dim
         channels = self.vae_config.block_out_channels[:2]
+        lasting = LASTING + self._kept(size)
         return {
-            "clip": LASTING,
-            "t5": LASTING + 16 * self.t5_config.num_heads * size.text_tokens**2,
-            "vae encoder": LASTING + 14 * size.pixels * channels[0],
-            "modulation": LASTING,
-            "transformer": LASTING + 32 * (size.text_tokens + size.image_tokens) * width,
-            "vae decoder": LASTING + 12 * size.pixels * max(channels),
+            "clip": lasting,
+            "t5": lasting + 16 * self.t5_config.num_heads * size.text_tokens**2,
+            "vae encoder": lasting + 14 * size.pixels * channels[0],
+            "modulation": lasting,
+            "transformer": lasting + 32 * (size.text_tokens + size.image_tokens) * width,
+            "vae decoder": lasting + 12 * size.pixels * max(channels),
         }
+
+    def _kept(self, size: EditSize) -> int:
+        """Bytes of an edit's own: contexts and modulation tables in bfloat16, latents and references in float32."""
+        config = self.transformer_config
+        context = size.text_tokens * config.joint_attention_dim
+        rows = -(-size.steps // ttnn.TILE_SIZE) * ttnn.TILE_SIZE
+        table = rows * config.inner_dim * (12 * config.num_layers + 3 * config.num_single_layers + 2)
+        return 2 * size.prompts * (context + table) + 4 * size.results * size.image_tokens * config.in_channels
 
     def __getitem__(self, name: str):
         """A model with its weights on the device. Whoever asked for it drops it before asking for another."""

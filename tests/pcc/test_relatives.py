@@ -52,6 +52,10 @@ def theirs(checkpoint, dtype) -> FluxPipeline:
     return pipe
 
 
+def starting_noise(pipe, height: int, width: int) -> torch.Tensor:
+    return pipe._noise(pipe._noise_shape(1, (height, width)), (height, width), seeded())
+
+
 def compare(checkpoint, device, check_accuracy, label: str, **arguments) -> None:
     """The same call without a picture, to latents and to the picture."""
     assert type(theirs(checkpoint, torch.float32)) is FluxPipeline
@@ -60,7 +64,7 @@ def compare(checkpoint, device, check_accuracy, label: str, **arguments) -> None
     with quiet():
         for output_type in ("latent", "pt"):
             out = pipe(prompt=PROMPT, generator=seeded(), output_type=output_type, **arguments, **area).images
-            noise = pipe._starting_noise(1, (arguments["height"], arguments["width"]), seeded(), None)
+            noise = starting_noise(pipe, arguments["height"], arguments["width"])
             reference32, reference16 = (
                 theirs(checkpoint, dtype)(
                     prompt=PROMPT, latents=noise.to(dtype), output_type=output_type, **arguments
@@ -91,7 +95,7 @@ def test_noise_is_that_of_diffusers(mesh_device, dev):
     arguments = {"prompt": PROMPT, "height": 96, "width": 96, "max_sequence_length": 32, "output_type": "latent"}
     with quiet():
         pipe(generator=seeded(), num_inference_steps=1, callback_on_step_end=keep, **arguments)
-    noise = ours(dev, mesh_device)._starting_noise(1, (96, 96), seeded(), None)
+    noise = starting_noise(ours(dev, mesh_device), 96, 96)
     with quiet():
         again = pipe(latents=noise, num_inference_steps=1, **arguments).images
     assert torch.equal(again, kept[0])

@@ -1,8 +1,13 @@
 """What the pipeline is called with: refused with one clear sentence, or understood."""
 
+import inspect
+import math
+
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxKontextPipeline as Theirs
+from loguru import logger
 from PIL import Image
 
 from tt_flux_kontext import FluxKontextPipeline
@@ -10,6 +15,14 @@ from tt_flux_kontext.device import dram_bytes
 
 EMBEDS = {"prompt_embeds": torch.zeros(1, 8, 96), "pooled_prompt_embeds": torch.zeros(1, 64)}
 NEGATIVE = {"true_cfg_scale": 2.0}
+FAST = {"max_area": 64 * 64, "max_sequence_length": 32, "num_inference_steps": 1, "output_type": "latent"}
+
+
+def negative(tokens: int, value: float = 0.0) -> dict:
+    return {
+        "negative_prompt_embeds": torch.full((1, tokens, 96), value),
+        "negative_pooled_prompt_embeds": torch.zeros(1, 64),
+    }
 
 
 @pytest.fixture
@@ -26,8 +39,8 @@ def pipe(tiny_checkpoint, mesh_device):
         ({"prompt": []}, "`prompt` is an empty list"),
         ({"prompt": 3}, "has to be of type `str` or `list`"),
         ({"prompt": ["a", None]}, "has to be of type `str` or `list`"),
-        ({"prompt": "a", "prompt_2": []}, "`prompt_2` is an empty list"),
-        ({"prompt": ["a", "b"], "prompt_2": "c"}, "`prompt` has 2 entries and `prompt_2` has 1"),
+        ({"prompt": "a", "prompt_2": 3}, "`prompt_2` has to be of type `str` or `list`"),
+        ({"prompt": ["a", "b"], "prompt_2": ["c"]}, "`prompt` has 2 entries and `prompt_2` has 1"),
         ({"prompt": "a"} | EMBEDS, "both `prompt` and `prompt_embeds`"),
         ({"prompt_2": "a"} | EMBEDS, "both `prompt_2` and `prompt_embeds`"),
         ({"prompt_embeds": EMBEDS["prompt_embeds"]}, "With `prompt_embeds`, `pooled_prompt_embeds`"),
@@ -55,7 +68,47 @@ def pipe(tiny_checkpoint, mesh_device):
         ),
         ({"prompt": "a", "negative_prompt": ["b", "c"]} | NEGATIVE, "1 prompts and 2 negative ones"),
         ({"prompt": "a", "negative_prompt_embeds": torch.zeros(1, 8, 96)} | NEGATIVE, "negative_pooled_prompt_embeds"),
-        (EMBEDS | {"negative_prompt": "b"} | NEGATIVE, "in one form"),
+        (EMBEDS | negative(7) | NEGATIVE, "must have the same shape"),
+        (
+            {"prompt": "a", "negative_prompt": "b", "negative_prompt_embeds": torch.zeros(1, 8, 96)},
+            "Cannot forward both",
+        ),
+        (EMBEDS | {"prompt_embeds": torch.zeros(1, 8, 95)}, "95 and 64 features, but this transformer takes 96 and 64"),
+        (EMBEDS | {"pooled_prompt_embeds": torch.zeros(1, 65)}, "96 and 65 features"),
+        (EMBEDS | {"prompt_embeds": [[1.0]]}, "`prompt_embeds` has to be a tensor of floats but is list"),
+        (EMBEDS | {"prompt_embeds": torch.zeros(1, 8, 96, dtype=torch.int64)}, "tensor of floats but is torch.int64"),
+        (EMBEDS | {"prompt_embeds": torch.zeros(1, 0, 96)}, "of the same batch"),
+        (EMBEDS | {"prompt_embeds": torch.full((1, 8, 96), torch.nan)}, "`prompt_embeds` has values that are NaN"),
+        (EMBEDS | {"pooled_prompt_embeds": torch.full((1, 64), torch.inf)}, "`pooled_prompt_embeds` has values"),
+        ({"prompt": "a"} | negative(8, torch.nan), "`negative_prompt_embeds` has values"),
+        ({"prompt": "a", "latents": torch.full((1, 4096, 64), torch.nan)}, "`latents` has values"),
+        ({"prompt": "a", "latents": np.zeros((1, 4096, 64))}, "`latents` has to be a tensor"),
+        ({"prompt": "a", "image": torch.full((3, 64, 64), torch.nan)}, "`image` has values"),
+        ({"prompt": "a", "image": torch.zeros(1, 64, 64)}, "pass their `height` and `width`"),
+        ({"prompt": "a", "image": torch.zeros(1, 64, 64), "height": 64}, "pass their `height` and `width`"),
+        ({"prompt": "a", "image": torch.zeros(1, 63, 64), "height": 1024, "width": 1024}, "63 tokens, but 1024 x 1024"),
+        ({"prompt": "a", "image": [Image.new("RGB", (64, 64)), Image.new("RGB", (64, 256))]}, "of different shapes"),
+        ({"prompt": "a", "background": "transparentish"}, "`background` has to be a colour"),
+        ({"prompt": "a", "guidance_scale": math.nan}, "`guidance_scale` must be finite but is nan"),
+        ({"prompt": "a", "true_cfg_scale": math.inf}, "`true_cfg_scale` must be finite but is inf"),
+        ({"prompt": "a", "sigmas": [1.0, math.nan]}, "`sigmas` must be from 0 to 1 but has nan"),
+        ({"prompt": "a", "sigmas": [1.5, 0.5]}, "`sigmas` must be from 0 to 1 but has 1.5"),
+        ({"prompt": "a", "sigmas": 0.5}, "`sigmas` has to be a list of numbers but is 0.5"),
+        ({"prompt": "a", "sigmas": ["x"]}, "`sigmas` has to be a list of numbers"),
+        ({"prompt": "a", "guidance_scale": "3"}, "`guidance_scale` has to be a number but is '3'"),
+        ({"prompt": "a", "guidance_scale": None}, "`guidance_scale` has to be a number"),
+        ({"prompt": "a", "num_inference_steps": 2.5}, "`num_inference_steps` has to be a whole number but is 2.5"),
+        ({"prompt": "a", "num_images_per_prompt": True}, "`num_images_per_prompt` has to be a whole number"),
+        ({"prompt": "a", "max_sequence_length": "64"}, "`max_sequence_length` has to be a whole number"),
+        ({"prompt": "a", "max_sequence_length": 0}, "`max_sequence_length` must be at least 1"),
+        ({"prompt": "a", "height": math.nan}, "`height` has to be a whole number but is nan"),
+        ({"prompt": "a", "max_area": 1e6}, "`max_area` has to be a whole number"),
+        ({"prompt": "a", "max_area": 0}, "must be positive"),
+        ({"prompt": "a", "generator": 7}, "`generator` has to be a torch.Generator"),
+        ({"prompt": "a", "generator": [7]}, "`generator` has to be a torch.Generator"),
+        ({"prompt": "a", "callback_on_step_end": 7}, "`callback_on_step_end` has to be a function but is int"),
+        ({"prompt": "a", "ip_adapter_image": Image.new("RGB", (8, 8))}, "`ip_adapter_image` is not supported"),
+        ({"prompt": "a", "joint_attention_kwargs": {"scale": 0.5}}, "`joint_attention_kwargs` is not supported"),
     ],
 )
 def test_refused(pipe, mesh_device, arguments, match):
@@ -63,6 +116,66 @@ def test_refused(pipe, mesh_device, arguments, match):
     with pytest.raises((ValueError, TypeError), match=match):
         pipe(**arguments)
     assert dram_bytes(mesh_device) == free
+
+
+def test_arguments_stand_as_in_diffusers():
+    """In the same order, with the same defaults; ours come last."""
+    ours, theirs = (
+        list(inspect.signature(each.__call__).parameters.values()) for each in (FluxKontextPipeline, Theirs)
+    )
+    assert [one.name for one in ours[: len(theirs)]] == [one.name for one in theirs]
+    assert [one.name for one in ours[len(theirs) :]] == ["background", "diffusers_sizes"]
+    for one, other in zip(ours, theirs, strict=False):
+        assert one.default == (tuple(other.default) if isinstance(other.default, list) else other.default)
+
+
+@pytest.fixture
+def warned():
+    """Lines of the log from warnings on."""
+    lines = []
+    sink = logger.add(lambda message: lines.append(str(message).strip()), level="WARNING", format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
+@pytest.mark.parametrize(
+    "arguments,warning",
+    [
+        ({}, None),
+        ({"true_cfg_scale": 3.0, "negative_prompt": ""}, None),
+        ({"true_cfg_scale": 3.0}, "`true_cfg_scale` has no effect without `negative_prompt`"),
+        ({"negative_prompt": "blue"}, "The negative prompt has no effect: `true_cfg_scale` is 1.0"),
+        (negative(8), "The negative prompt has no effect: `true_cfg_scale` is 1.0"),
+        ({"negative_prompt_2": "blue"}, "`negative_prompt_2` has no effect without `negative_prompt`"),
+        ({"callback_on_step_end_tensor_inputs": None, "callback_on_step_end": lambda *_: {}}, None),
+        ({"ip_adapter_image": None, "joint_attention_kwargs": None}, None),
+        ({"height": 0, "width": 0}, None),
+        ({"prompt_2": ""}, None),
+    ],
+)
+def test_taken(pipe, warned, arguments, warning):
+    """What has no effect, and is no mistake that should stop a run, is said in one line."""
+    pipe(prompt="a", **FAST | arguments)
+    assert len(warned) == (1 if warning else 0)
+    assert warning is None or warning in warned[0]
+
+
+@pytest.mark.parametrize(
+    "words,length,lines",
+    [
+        (5, 32, []),
+        (100, 512, ["CLIP reads the first 77 of 102 tokens of the prompt 'red red"]),
+        (100, 90, ["CLIP reads the first 77 of 102 tokens", "T5 reads the first 90 of 101 tokens"]),
+    ],
+)
+def test_long_prompts(pipe, warned, capfd, caplog, words, length, lines):
+    pipe(prompt=" ".join(["red"] * words), **FAST | {"max_sequence_length": length})
+    assert len(warned) == len(lines)
+    for line, start in zip(warned, lines, strict=True):
+        assert line.startswith(start)
+    if lines:
+        assert warned[0].endswith(f"T5 still reads the first {length}.")
+    assert "indexing errors" not in caplog.text + capfd.readouterr().err
 
 
 def test_unknown_precision(tiny_checkpoint, mesh_device):

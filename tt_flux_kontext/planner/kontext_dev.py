@@ -95,16 +95,15 @@ def full_size_edit(
     return Edit(
         text=Text(clip=[""], t5=[""]),
         negative=None,
-        image=torch.zeros(1, 3, *reference) if reference else None,
-        latents=torch.zeros(images, (height // 16) * (width // 16), 64),
         size=(height, width),
+        image_size=reference,
         sigmas=[1 - i / steps for i in range(steps + 1)],
         guidance=2.5,
         true_cfg_scale=1.0,
         images_per_prompt=images,
         max_sequence_length=text_tokens,
-        callback=None,
-        callback_tensors=(),
+        latents=torch.zeros(images, (height // 16) * (width // 16), 64),
+        image=torch.zeros(1, 3, *reference) if reference else None,
     )
 
 
