@@ -60,8 +60,7 @@ def read_pictures(image, latent_channels: int, background="white") -> Pictures:
         )
     tensor = float_tensor(tensor, "image")
     if tensor.shape[1] == latent_channels:
-        if tensor.shape[2] % 2 or tensor.shape[3] % 2:
-            raise ValueError(f"`image` latents must have an even height and width but are {list(tensor.shape)}.")
+        check_even(tensor, "image")
     elif tensor.abs().max() > 1.001:
         raise ValueError(
             f"`image` has values from {tensor.min():g} to {tensor.max():g}. Floats are from 0 to 1; pixels from 0 to "
@@ -90,6 +89,12 @@ def prepare(pictures: Pictures, size: tuple[int, int], processor: VaeImageProces
     if isinstance(pictures, list):
         return processor.preprocess([processor.resize(picture, *size) for picture in pictures], *size)
     return processor.preprocess(processor.resize(pictures, *size), *size)
+
+
+def check_even(latents: torch.Tensor, name: str) -> None:
+    """Raises `ValueError` for maps that can't be packed."""
+    if latents.shape[2] % 2 or latents.shape[3] % 2:
+        raise ValueError(f"Latents in `{name}` must have an even height and width but are {list(latents.shape)}.")
 
 
 def float_tensor(tensor, name: str) -> torch.Tensor:

@@ -29,7 +29,7 @@ from tt_flux_kontext.inputs import (
     noise_input,
     text_input,
 )
-from tt_flux_kontext.pictures import float_tensor, is_latents, prepare
+from tt_flux_kontext.pictures import check_even, float_tensor, is_latents, prepare
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
 from tt_flux_kontext.residency import EditSize, Models, check_host_memory
 from tt_flux_kontext.resolution import pack_latents, unpack_latents
@@ -290,8 +290,13 @@ class FluxKontextPipeline:
         """
         check_output_type(output_type)
         check_whole(self.multiple_of, height=height, width=width)
+        if height % self.multiple_of or width % self.multiple_of:
+            raise ValueError(
+                f"`height` and `width` must be multiples of {self.multiple_of} but are {height} and {width}."
+            )
         latents = float_tensor(latents, "latents")
         if latents.ndim == 4:
+            check_even(latents, "latents")
             latents = pack_latents(latents)
         wanted = self._noise_shape(len(latents), (height, width))
         latents = noise_input(latents, wanted, (height, width))
