@@ -84,7 +84,7 @@ class Edit:
 
 @dataclass
 class Condition:
-    """A prompt on the device: context [1, 1, T, J], pooled [1, 1, 1, P], and its modulation of all steps."""
+    """A prompt on the device: context [1, 1, T, J], pooled [1, 1, 1, P], and its modulation of some steps."""
 
     context: "ttnn.Tensor"
     pooled: "ttnn.Tensor"
@@ -133,13 +133,14 @@ class Editor:
         yield result
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Pictures [B, 3, H, W] from -1 to 1 to latents of the transformer, packed: float32 [B, tokens, 4 C]."""
-        self.models.reserve(EditSize(0, 0, image.shape[2] * image.shape[3]))
+        """Pictures [B, 3, H, W] from -1 to 1 to latents of the transformer, packed: float32 [B, tokens, 4 C].
+
+        For this and for `decode` the models have to `reserve` what they need before.
+        """
         return torch.cat([ttnn.to_torch(x)[0].float() for x in self._encode_image(image)])
 
     def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Packed latents [B, tokens, 4 C] to pictures of `size` (height, width), float32 [B, 3, H, W] from -1 to 1."""
-        self.models.reserve(EditSize(0, 0, size[0] * size[1]))
         return self._decode([upload(row[None, None], self.device, ttnn.float32) for row in latents], size)
 
     def size(self, edit: Edit) -> EditSize:
@@ -165,7 +166,7 @@ class Editor:
                 pooled += [upload(row[None, None, None], self.device, ttnn.bfloat16) for row in text.pooled]
                 continue
             length = self.tokenizer.model_max_length
-            rest = f"T5 still reads the first {edit.max_sequence_length}."
+            rest = f"T5 still reads the first {edit.max_sequence_length}." if text.t5 == text.clip else ""
             pooled += [self.models["clip"](row) for row in _token_ids(self.tokenizer, text.clip, length, "CLIP", rest)]
         return pooled
 
@@ -286,7 +287,7 @@ def _changed(name: str, tensor, shape: Sequence[int]) -> torch.Tensor:
 def _token_ids(tokenizer, prompts: list[str], length: int, encoder: str, rest: str = "") -> torch.Tensor:
     """int64 [B, length], padded; what doesn't fit is cut off with a warning that names the encoder."""
     # without verbose=False transformers would warn of indexing errors, which there are none of after the cut
-    for prompt, ids in zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True):
+    for prompt, ids in dict(zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True)).items():
         if len(ids) > length:
             lost = tokenizer.decode(ids[length - 1 : -1])
             read = f"{encoder} reads the first {length} of {len(ids)} tokens of the prompt '{prompt[:40]}...'"

@@ -204,11 +204,13 @@ def image_input(
     auto_resize: bool = True,
     background="white",
     diffusers_sizes: bool = False,
+    results: int | None = None,
 ) -> tuple[Pictures | None, tuple[int, int], tuple[int, int] | None]:
     """Pictures to edit in one form, or None; the result's size, and that of the pictures once they are prepared.
 
-    Arguments are those of the pipeline's call. Raises `TypeError` for another kind of input and `ValueError` for
-    pictures and sizes that can't be used.
+    Arguments are those of the pipeline's call, and how many results it has. Packed latents are of a picture of `height`
+    x `width` pixels, or of the result that these two and `max_area` name, and their result has that size. Raises
+    `TypeError` for another kind of input and `ValueError` for pictures and sizes that can't be used.
     """
     check_whole(None, max_area=max_area, height=height or 0, width=width or 0)
     try:
@@ -220,13 +222,21 @@ def image_input(
     if image is None:
         return None, *edit_sizes([], height, width, max_area, token, **rule)
     pictures = read_pictures(image, vae.latent_channels, background)
+    if results and results % len(pictures):
+        raise ValueError(
+            f"Cannot duplicate `image` of batch size {len(pictures)} to {results} results: each has one picture."
+        )
     if is_packed(pictures, vae.latent_channels):
         if not (height and width):
             raise ValueError(
                 "`image` is packed latents, which don't tell their shape: pass their `height` and `width`."
             )
-        size = output_size(height, width, max_area, token, diffusers_sizes)
+        size = height, width
+        if (height // token) * (width // token) != pictures.shape[1]:
+            size = output_size(height, width, max_area, token, diffusers_sizes)
         pictures = unpack_latents(pictures, *size, vae.scale_factor, "image")
+        if not diffusers_sizes:
+            height = width = None  # theirs
     latents = is_latents(pictures, vae.latent_channels)
     if latents:
         sizes = [tuple(edge * vae.scale_factor for edge in pictures.shape[2:])]

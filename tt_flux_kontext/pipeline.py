@@ -218,11 +218,8 @@ class FluxKontextPipeline:
             auto_resize=_auto_resize,
             background=background,
             diffusers_sizes=diffusers_sizes,
+            results=results,
         )
-        if pictures is not None and results % len(pictures):
-            raise ValueError(
-                f"Cannot duplicate `image` of batch size {len(pictures)} to {results} results: each has one picture."
-            )
         steps = num_inference_steps if levels is None else len(levels)
         check_host_memory(
             HOST_BYTES_A_PIXEL * results * size[0] * size[1] + HOST_BYTES_A_STEP * steps,
@@ -247,11 +244,11 @@ class FluxKontextPipeline:
             interrupted=lambda: self._interrupt,
         )
         self._editor.models.reserve(self._editor.size(edit))  # refuses what is too large before it is made
-        edit = replace(
-            edit,
-            latents=self._noise(noise_shape, size, generator) if latents is None else latents,
-            image=pictures if pictures is None else self._prepared(pictures, image_size),
-        )
+        if pictures is not None and not is_latents(pictures, self.vae_config.latent_channels):
+            pictures = prepare(pictures, image_size, self.image_processor)
+        if latents is None:
+            latents = self._noise(noise_shape, size, generator)
+        edit = replace(edit, latents=latents, image=pictures)
         result = self._run(edit, decode=output_type != "latent")
         if output_type != "latent":
             result = self.image_processor.postprocess(result, output_type=output_type)
@@ -275,7 +272,8 @@ class FluxKontextPipeline:
         pictures, _, size = image_input(image, self.vae_config, height=height, width=width, max_area=max_area, **rule)
         if pictures is None or is_latents(pictures, self.vae_config.latent_channels):
             raise ValueError("`image` has to be a picture to be encoded.")
-        tokens = self._editor.encode(self._prepared(pictures, size))
+        self._reserve(len(pictures), size)
+        tokens = self._editor.encode(prepare(pictures, size, self.image_processor))
         return unpack_latents(tokens, *size, self.vae_scale_factor, "image")
 
     @one_at_a_time
@@ -300,13 +298,15 @@ class FluxKontextPipeline:
             latents = pack_latents(latents)
         wanted = self._noise_shape(len(latents), (height, width))
         latents = noise_input(latents, wanted, (height, width))
+        self._reserve(len(latents), (height, width))
         pictures = self._editor.decode(latents, (height, width))
         return self.image_processor.postprocess(pictures, output_type=output_type)
 
-    def _prepared(self, pictures, size: tuple[int, int]) -> torch.Tensor:
-        if is_latents(pictures, self.vae_config.latent_channels):
-            return pictures
-        return prepare(pictures, size, self.image_processor)
+    def _reserve(self, count: int, size: tuple[int, int]) -> None:
+        """Refuses pictures that are too large for the VAE, or for this machine."""
+        height, width = size
+        check_host_memory(HOST_BYTES_A_PIXEL * count * height * width, f"{count} pictures of {width} x {height} pixels")
+        self._editor.models.reserve(EditSize(text_tokens=0, image_tokens=0, pixels=height * width))
 
     def _run(self, edit: Edit, decode: bool) -> torch.Tensor:
         """Drives the phases, with a bar over the steps and the seconds of each in `timings`."""

@@ -250,6 +250,17 @@ class TestTooLarge:
         with pytest.raises(DoesNotFit, match="DRAM in bf16"):
             run(pipe, num_images_per_prompt=10**9, image=picture(64, 64))
 
+    def test_to_encode_or_to_decode(self, pipe, monkeypatch):
+        large = {"height": 10**6, "width": 10**6, "max_area": 10**12}
+        with pytest.raises(DoesNotFit, match="of this machine's memory"):
+            pipe.encode(picture(64, 64), **large)
+        monkeypatch.setattr(residency.os, "sysconf", lambda name: 10**9)
+        with pytest.raises(DoesNotFit, match="DRAM in bf16"):
+            pipe.encode(picture(64, 64), **large)
+        monkeypatch.setattr(residency, "dram_bytes", lambda device: (0, residency.LASTING))
+        with pytest.raises(DoesNotFit, match="DRAM in bf16"):
+            pipe.decode(torch.zeros(1, 15, 64), 48, 80)
+
     def test_a_million_steps(self, pipe):
         """Their modulation is computed some at a time; nothing is a million wide."""
 

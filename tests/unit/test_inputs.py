@@ -87,7 +87,10 @@ def pipe(tiny_checkpoint, mesh_device):
         ({"prompt": "a", "image": torch.zeros(1, 64, 64)}, "pass their `height` and `width`"),
         ({"prompt": "a", "image": torch.zeros(1, 64, 64), "height": 64}, "pass their `height` and `width`"),
         ({"prompt": "a", "image": torch.zeros(1, 63, 64), "height": 1024, "width": 1024}, "63 tokens, but 1024 x 1024"),
-        ({"prompt": "a", "image": [Image.new("RGB", (64, 64)), Image.new("RGB", (64, 256))]}, "of different shapes"),
+        (
+            {"prompt": ["a", "b"], "image": [Image.new("RGB", (64, 64)), Image.new("RGB", (64, 256))]},
+            r"`image` has pictures of different shapes \(64 x 64, 64 x 256\)",
+        ),
         ({"prompt": "a", "background": "transparentish"}, "`background` has to be a colour"),
         ({"prompt": "a", "guidance_scale": math.nan}, "`guidance_scale` must be finite but is nan"),
         ({"prompt": "a", "true_cfg_scale": math.inf}, "`true_cfg_scale` must be finite but is inf"),
@@ -176,6 +179,12 @@ def test_long_prompts(pipe, warned, capfd, caplog, words, length, lines):
     if lines:
         assert warned[0].endswith(f"T5 still reads the first {length}.")
     assert "indexing errors" not in caplog.text + capfd.readouterr().err
+
+
+def test_long_prompts_of_one_encoder(pipe, warned):
+    """T5 doesn't read CLIP's prompt where it has its own; and a prompt that is there twice is warned of once."""
+    pipe(prompt=[" ".join(["red"] * 100)] * 2, prompt_2="red", **FAST)
+    assert len(warned) == 1 and "CLIP reads" in warned[0] and "T5" not in warned[0]
 
 
 def test_unknown_precision(tiny_checkpoint, mesh_device):

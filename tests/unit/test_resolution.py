@@ -161,9 +161,20 @@ def test_sizes_of_latents():
     latents = torch.randn(2, 16, 12, 8)
     assert sizes(latents) == ((64, 96), (64, 96), 0)
     assert sizes(latents, height=128, width=128, max_area=128**2) == ((128, 128), (64, 96), 1)
-    named = {"height": 96, "width": 64, "max_area": 96 * 64}
+
+
+@pytest.mark.parametrize("area", [{}, {"max_area": 96 * 64}])
+def test_sizes_of_packed_latents(area):
+    """They are of a picture of the size that is named, and so is the result; or of the result that is named."""
+    latents, named = torch.randn(2, 16, 12, 8), {"height": 96, "width": 64} | area
     assert sizes(pack_latents(latents), **named) == ((64, 96), (64, 96), 0)
     assert torch.equal(image_input(pack_latents(latents), VAE, **named)[0], latents)
+    landscape = {"height": 1080, "width": 1920}
+    earlier, _, _ = sizes(None, **landscape)
+    packed = torch.randn(1, earlier[0] * earlier[1] // 256, 64)
+    assert sizes(packed, **landscape) == (earlier, earlier, 0)
+    with pytest.raises(ValueError, match="tokens, but"):
+        sizes(packed[:, 1:], **landscape)
 
 
 @settings(max_examples=100, deadline=None)
