@@ -1,9 +1,9 @@
 """What a caller may ask of the pipeline: checked, and brought to one form, before anything runs."""
 
 from collections.abc import Sequence
-from math import isfinite
 from numbers import Integral, Real
 
+import numpy as np
 import PIL.Image
 import torch
 from loguru import logger
@@ -15,6 +15,7 @@ from tt_flux_kontext.resolution import DEFAULT_AREA, edit_sizes, output_size, un
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds")
 MAX_SEQUENCE_LENGTH = 512
+LARGEST = 2**62  # of numbers, so that arithmetic with them stays within floats
 
 
 def text_input(
@@ -59,9 +60,10 @@ def text_input(
     if prompt is None:
         raise ValueError(f"Provide either `{name}` or `{name_embeds}`. Cannot leave both undefined.")
     clip = _prompts(prompt, name)
-    t5 = _prompts(prompt_2, name_2) if prompt_2 else clip
-    if isinstance(prompt_2, str):
-        t5 = t5 * len(clip) if prompt_2 else clip
+    if prompt_2 is None or (isinstance(prompt_2, (str, list, tuple)) and not prompt_2):
+        t5 = clip
+    else:
+        t5 = _prompts(prompt_2, name_2) * (len(clip) if isinstance(prompt_2, str) else 1)
     if len(clip) != len(t5):
         raise ValueError(f"`{name}` has {len(clip)} entries and `{name_2}` has {len(t5)}; they must be as many.")
     return Text(clip=clip, t5=t5)
@@ -117,6 +119,8 @@ def check_whole(least: int | None = 1, **values) -> None:
             raise TypeError(f"`{name}` has to be a whole number but is {value!r}.")
         if least is not None and value < least:
             raise ValueError(f"`{name}` must be at least {least} but is {value}.")
+        if abs(value) > LARGEST:
+            raise ValueError(f"`{name}` must be at most {LARGEST}.")
 
 
 def check_finite(**values) -> None:
@@ -124,25 +128,36 @@ def check_finite(**values) -> None:
     for name, value in values.items():
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"`{name}` has to be a number but is {value!r}.")
-        if not isfinite(value):
+        if not abs(value) <= LARGEST:
             raise ValueError(f"`{name}` must be finite but is {value}.")
 
 
 def check_unused(**values) -> None:
     """Raises `ValueError` for the first that diffusers would use and this pipeline can't."""
     for name, value in values.items():
-        if value is not None:
+        if value is not None and not (isinstance(value, dict) and not value):
             raise ValueError(f"`{name}` is not supported: it has to be None.")
 
 
-def check_choices(max_sequence_length: int, output_type: str, callback, callback_tensors: Sequence[str]) -> None:
+def check_flags(**values) -> None:
+    """Raises `TypeError` for the first that is neither True nor False, nor 1 or 0."""
+    for name, value in values.items():
+        if not isinstance(value, Integral | np.bool_) or value not in (0, 1):
+            raise TypeError(f"`{name}` has to be True or False but is {value!r}.")
+
+
+def check_choices(max_sequence_length: int, output_type: str, callback, callback_tensors: Sequence[str] | None) -> None:
     """Raises `ValueError` or `TypeError` for the first that can't be."""
     if max_sequence_length > MAX_SEQUENCE_LENGTH:
         raise ValueError(f"`max_sequence_length` must be from 1 to {MAX_SEQUENCE_LENGTH} but is {max_sequence_length}.")
     check_output_type(output_type, "latent")
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback_on_step_end` has to be a function but is {type(callback).__name__}.")
-    unknown = [name for name in callback_tensors if name not in CALLBACK_TENSORS]
+    if callback_tensors is None:
+        return
+    if not isinstance(callback_tensors, (list, tuple)):
+        raise TypeError(f"`callback_on_step_end_tensor_inputs` has to be a list of names but is {callback_tensors!r}.")
+    unknown = [name for name in callback_tensors if not isinstance(name, str) or name not in CALLBACK_TENSORS]
     if unknown:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` has to be in {list(CALLBACK_TENSORS)}, but found {unknown}."
@@ -152,7 +167,7 @@ def check_choices(max_sequence_length: int, output_type: str, callback, callback
 def check_output_type(output_type: str, *more: str) -> None:
     """Raises `ValueError` for one that there isn't."""
     known = "pil", "np", "pt", *more
-    if output_type not in known:
+    if not isinstance(output_type, str) or output_type not in known:
         raise ValueError(f"`output_type` must be one of {', '.join(known)} but is {output_type!r}.")
 
 
@@ -172,8 +187,10 @@ def levels_input(sigmas) -> list[float]:
 
 def generator_input(generator, results: int) -> torch.Generator | list[torch.Generator] | None:
     """Raises `TypeError` or `ValueError` for what is neither one generator nor one per result."""
+    if generator is None:
+        return None
     several = isinstance(generator, (list, tuple))
-    if not all(one is None or isinstance(one, torch.Generator) for one in (generator if several else [generator])):
+    if not all(isinstance(one, torch.Generator) for one in (generator if several else [generator])):
         raise TypeError("`generator` has to be a torch.Generator, or a list of one per result.")
     if several and len(generator) != results:
         raise ValueError(
@@ -212,10 +229,12 @@ def image_input(
     x `width` pixels, or of the result that these two and `max_area` name, and their result has that size. Raises
     `TypeError` for another kind of input and `ValueError` for pictures and sizes that can't be used.
     """
-    check_whole(None, max_area=max_area, height=height or 0, width=width or 0)
+    height, width = (0 if edge is None else edge for edge in (height, width))
+    check_whole(None, max_area=max_area, height=height, width=width)
+    check_flags(_auto_resize=auto_resize, diffusers_sizes=diffusers_sizes)
     try:
         PIL.Image.new("RGB", (1, 1), background)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"`background` has to be a colour, such as 'white' or (255, 255, 255): {error}.") from error
     token = 2 * vae.scale_factor  # pixels along an edge
     rule = {"auto_resize": auto_resize, "diffusers_sizes": diffusers_sizes}

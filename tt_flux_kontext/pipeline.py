@@ -19,6 +19,7 @@ from tt_flux_kontext.inputs import (
     CALLBACK_TENSORS,
     check_choices,
     check_finite,
+    check_flags,
     check_output_type,
     check_unused,
     check_whole,
@@ -189,19 +190,19 @@ class FluxKontextPipeline:
             FloatingPointError: the latents became NaN or infinite.
             RuntimeError: called by its own callback.
         """
-        callback_tensors = callback_on_step_end_tensor_inputs or ()
         levels = None if sigmas is None else levels_input(sigmas)
         if levels is None:
             check_whole(num_inference_steps=num_inference_steps)
         check_whole(num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length)
         check_finite(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
-        check_choices(max_sequence_length, output_type, callback_on_step_end, callback_tensors)
+        check_flags(return_dict=return_dict)
+        check_choices(max_sequence_length, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_unused(
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
             negative_ip_adapter_image=negative_ip_adapter_image,
             negative_ip_adapter_image_embeds=negative_ip_adapter_image_embeds,
-            joint_attention_kwargs=joint_attention_kwargs or None,
+            joint_attention_kwargs=joint_attention_kwargs,
         )
         widths = self.transformer_config.joint_attention_dim, self.transformer_config.pooled_projection_dim
         text = text_input(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, widths)
@@ -240,7 +241,7 @@ class FluxKontextPipeline:
             images_per_prompt=num_images_per_prompt,
             max_sequence_length=max_sequence_length,
             callback=partial(callback_on_step_end, self) if callback_on_step_end else None,
-            callback_tensors=callback_tensors,
+            callback_tensors=callback_on_step_end_tensor_inputs or (),
             interrupted=lambda: self._interrupt,
         )
         self._editor.models.reserve(self._editor.size(edit))  # refuses what is too large before it is made

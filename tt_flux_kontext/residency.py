@@ -69,7 +69,7 @@ def check_host_memory(needed: int, what: str) -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > total:
         raise DoesNotFit(
-            f"{what} would take about {needed / 1e9:.0f} GB of this machine's memory, which has {total / 1e9:.0f} GB."
+            f"{what} would take about {needed // 10**9} GB of this machine's memory, which has {total / 1e9:.0f} GB."
         )
 
 
