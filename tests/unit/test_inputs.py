@@ -12,6 +12,7 @@ from PIL import Image
 
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.device import dram_bytes
+from tt_flux_kontext.residency import DoesNotFit
 
 EMBEDS = {"prompt_embeds": torch.zeros(1, 8, 96), "pooled_prompt_embeds": torch.zeros(1, 64)}
 NEGATIVE = {"true_cfg_scale": 2.0}
@@ -131,6 +132,38 @@ def test_refused(pipe, mesh_device, arguments, match):
     with pytest.raises((ValueError, TypeError), match=match):
         pipe(**arguments)
     assert dram_bytes(mesh_device) == free
+
+
+class Taken(Exception):
+    """In place of a run."""
+
+
+ODD = [
+    None, "", "x", b"x", -1, 0, 1, 2, 1.5, math.nan, math.inf, -math.inf, 10**30, -(10**400), 1 + 2j, True,
+    [], {}, (), [None], ["x"], [math.nan], [[1]], {"a": 1}, object(), len,
+    np.zeros(0), np.zeros((2, 2)), np.zeros((4, 4, 3)), np.float32(2), np.int64(2), np.float64(math.nan),
+    torch.tensor(1.0), torch.tensor(math.nan), torch.zeros(0), torch.zeros(1, 8, 96), torch.zeros(1, 16, 64),
+    torch.zeros(1, 16, 64, dtype=torch.int32), torch.zeros(1, 16, 64, dtype=torch.complex64), torch.zeros(1, 3, 0, 4),
+    Image.new("RGB", (0, 0)), Image.new("RGB", (30, 30)), [Image.new("RGB", (3, 3)), None], torch.Generator(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(inspect.signature(FluxKontextPipeline.__call__).parameters)[1:])
+def test_odd_values(pipe, monkeypatch, name):
+    """Are taken, or refused in a sentence that has the argument's name: no error of a library is seen."""
+
+    def take(edit, decode):
+        raise Taken
+
+    monkeypatch.setattr(pipe._editor, "run", take)
+    text = EMBEDS if name in EMBEDS else {"prompt": "a"}
+    for value in ODD:
+        try:
+            pipe(**text | FAST | {name: value})
+        except Taken:
+            continue
+        except (ValueError, TypeError, DoesNotFit) as error:
+            assert name.strip("_") in str(error) or "pixels" in str(error), (value, error)
 
 
 def test_arguments_stand_as_in_diffusers():
