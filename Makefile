@@ -16,9 +16,10 @@ test: .venv/ready
 benchmark: .venv/ready
 	.venv/bin/python -m reference.benchmark
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python from 3.10 on was found: name one with make PYTHON=..."; exit 1; }
 	@echo "Setting up .venv with $(PYTHON) (some minutes) ..."
 	@rm -rf .venv && $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[test,ttnn]'
 	@touch $@
