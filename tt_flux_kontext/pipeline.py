@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
-from transformers import CLIPTokenizer, T5TokenizerFast
 
 from tt_flux_kontext.checkpoint import Checkpoint
+from tt_flux_kontext.checkpoint.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from tt_flux_kontext.edit import Edit, Editor, Phase
 from tt_flux_kontext.inputs import (
     CALLBACK_TENSORS,
@@ -34,7 +33,7 @@ from tt_flux_kontext.pictures import check_even, float_tensor, is_latents, prepa
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
 from tt_flux_kontext.residency import EditSize, Models, check_host_memory
 from tt_flux_kontext.resolution import pack_latents, unpack_latents
-from tt_flux_kontext.schedule import sigma_schedule
+from tt_flux_kontext.schedule import load_scheduler, sigma_schedule
 from tt_flux_kontext.turns import Turn, one_at_a_time
 
 USUAL_EDIT = EditSize(text_tokens=512, image_tokens=2 * 64 * 64, pixels=1024 * 1024)
@@ -55,7 +54,8 @@ class FluxKontextPipeline:
 
     Threads may share it: their calls wait for each other.
 
-    Raises `CheckpointError` when a model's files don't fit its config, before anything reaches the device.
+    Raises `CheckpointError` when a file is missing, can't be read or doesn't fit its config, before anything reaches
+    the device.
     """
 
     _callback_tensor_inputs = list(CALLBACK_TENSORS)
@@ -69,9 +69,10 @@ class FluxKontextPipeline:
         self.precision = models.precision
         self.vae_config = models.vae_config
         self.transformer_config = models.transformer_config
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        self.tokenizer_2 = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
+        self.scheduler = load_scheduler(folder / "scheduler")
+        clip, t5 = models.configs["text_encoder"], models.t5_config
+        self.tokenizer = load_clip_tokenizer(folder / "tokenizer", clip.vocab_size, clip.max_position_embeddings)
+        self.tokenizer_2 = load_t5_tokenizer(folder / "tokenizer_2", t5.vocab_size)
         self.multiple_of = 2 * self.vae_config.scale_factor  # pixels along the edge of a token
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.multiple_of)
         self.vae_scale_factor = self.vae_config.scale_factor
@@ -83,11 +84,17 @@ class FluxKontextPipeline:
         self._progress_bar_config = {}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, device, precision: str | None = None) -> "FluxKontextPipeline":
-        """From a local folder or a hub id. Weights are read when a phase first needs them."""
+    def from_pretrained(
+        cls, source: str | Path, *, device, precision: str | None = None, variant: str | None = None
+    ) -> "FluxKontextPipeline":
+        """From a local folder or a hub id. Weights are read when a phase first needs them.
+
+        `variant`: of the weights' files, such as `fp16` for `model.fp16.safetensors`; components without it have plain
+        files, as in diffusers.
+        """
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"Unknown precision '{precision}': it is one of {', '.join(PRECISIONS)}.")
-        return cls(Checkpoint(source), device, PRECISIONS.get(precision))
+        return cls(Checkpoint(source, variant), device, PRECISIONS.get(precision))
 
     @property
     def interrupt(self) -> bool:

@@ -1,9 +1,58 @@
 """The rectified-flow schedule of an edit (arXiv:2209.03003), by diffusers' FlowMatchEulerDiscreteScheduler."""
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
+
+from tt_flux_kontext.checkpoint.files import CheckpointError, check_fields, read_json
+
+_FIELDS = {
+    "_class_name": str,
+    "num_train_timesteps": int,
+    "shift": float,
+    "use_dynamic_shifting": bool,
+    "base_shift": float,
+    "max_shift": float,
+    "base_image_seq_len": int,
+    "max_image_seq_len": int,
+    "invert_sigmas": bool,
+    "shift_terminal": float | None,
+    "use_karras_sigmas": bool,
+    "use_exponential_sigmas": bool,
+    "use_beta_sigmas": bool,
+    "time_shift_type": str,
+    "stochastic_sampling": bool,
+}
+# What an edit does not do as that scheduler would; all else of the schedule is the scheduler's own work.
+_ONLY = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "stochastic_sampling": False,
+    "use_flow_sigmas": False,
+}
+
+
+def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of a checkpoint.
+
+    Raises `CheckpointError` when its config is missing, is of another class, has a field of another type, or asks for
+    what is not done here.
+    """
+    path = folder / "scheduler_config.json"
+    config = read_json(path)
+    check_fields(path, config, _FIELDS)
+    for name, value in _ONLY.items():
+        if config.get(name, value) != value:
+            raise CheckpointError(f"{path}: {name} is {config[name]}; only {value} is run here.")
+    try:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        sigma_schedule(scheduler, steps=28, image_tokens=4096)
+    except (ValueError, TypeError, ArithmeticError, ImportError) as error:
+        raise CheckpointError(f"{path} gives no schedule: {error}") from error
+    return scheduler
 
 
 def sigma_schedule(
@@ -14,6 +63,8 @@ def sigma_schedule(
     Args:
         image_tokens: of the noise, not of the reference: more of them shift the levels towards noise.
         sigmas: levels before that shift, in place of the even ones; their count is then the number of steps.
+
+    Raises `ValueError` when a level is no number.
     """
     config = scheduler.config
     if sigmas is None:
@@ -21,4 +72,7 @@ def sigma_schedule(
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     mu = config.base_shift + slope * (image_tokens - config.base_image_seq_len)
     scheduler.set_timesteps(sigmas=sigmas, mu=mu)
-    return scheduler.sigmas.tolist()
+    levels = scheduler.sigmas.tolist()
+    if not all(map(math.isfinite, levels)):
+        raise ValueError(f"The scheduler's config gives noise levels that are no numbers for {len(levels) - 1} steps.")
+    return levels

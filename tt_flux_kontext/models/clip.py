@@ -5,18 +5,34 @@ from transformers import CLIPTextConfig
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
+from tt_flux_kontext.checkpoint.files import LAYERS, transformers_config
 from tt_flux_kontext.models.layers import Embedding, LayerNorm, Linear, biased_attention
 from tt_flux_kontext.models.weights import Weights, upload
 
 MASKED = -1e9  # finite: -inf in mask arithmetic gives NaN
 
 
+_FIELDS = {
+    "vocab_size": int,
+    "hidden_size": int,
+    "intermediate_size": int,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": int,
+    "max_position_embeddings": int,
+    "layer_norm_eps": float,
+    "hidden_act": str,
+    "eos_token_id": range(0, 2**31),
+}
+
+
 def clip_config(config: dict) -> CLIPTextConfig:
     """transformers' config of the checkpoint's text_encoder/config.json; `CheckpointError` where TT-NN can't run it."""
-    result = CLIPTextConfig.from_dict(config)
-    head_dim = result.hidden_size // result.num_attention_heads
-    if head_dim % 32:
-        raise CheckpointError(f"text_encoder/config.json: the size of a head ({head_dim}) must be a multiple of 32.")
+    result = transformers_config(CLIPTextConfig, "text_encoder/config.json", config, _FIELDS)
+    if result.hidden_size % (32 * result.num_attention_heads):
+        raise CheckpointError(
+            f"text_encoder/config.json: hidden_size ({result.hidden_size}) must be num_attention_heads "
+            f"({result.num_attention_heads}) times a multiple of 32."
+        )
     if result.hidden_act not in ("quick_gelu", "gelu"):
         raise CheckpointError(f"text_encoder/config.json: hidden_act {result.hidden_act} is not supported.")
     return result

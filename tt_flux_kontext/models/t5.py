@@ -7,19 +7,41 @@ from transformers import T5Config
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
+from tt_flux_kontext.checkpoint.files import LAYERS, transformers_config
 from tt_flux_kontext.models.layers import Embedding, Linear, RMSNorm, biased_attention
 from tt_flux_kontext.models.weights import Weights, upload
 
 _ACTIVATIONS = {"gelu_new": "GELU_TANH", "gelu": "GELU", "relu": "RELU", "silu": "SILU"}
 
+_FIELDS = {
+    "vocab_size": int,
+    "d_model": int,
+    "d_kv": int,
+    "d_ff": int,
+    "num_layers": LAYERS,
+    "num_heads": int,
+    "relative_attention_num_buckets": int,
+    "relative_attention_max_distance": int,
+    "layer_norm_epsilon": float,
+    "feed_forward_proj": str,
+    "dense_act_fn": str,
+    "is_gated_act": bool,
+}
+
 
 def t5_config(config: dict) -> T5Config:
     """transformers' config of text_encoder_2/config.json; raises `CheckpointError` where TT-NN can't run it."""
-    result = T5Config.from_dict(config)
+    result = transformers_config(T5Config, "text_encoder_2/config.json", config, _FIELDS)
     if result.d_kv % 32:
         raise CheckpointError(f"text_encoder_2/config.json: d_kv ({result.d_kv}) must be a multiple of 32.")
     if result.dense_act_fn not in _ACTIVATIONS:
-        raise CheckpointError(f"text_encoder_2/config.json: activation {result.dense_act_fn} is not supported.")
+        raise CheckpointError(f"text_encoder_2/config.json: dense_act_fn {result.dense_act_fn} is not supported.")
+    buckets, distance = result.relative_attention_num_buckets, result.relative_attention_max_distance
+    if buckets < 4 or distance <= buckets // 4:
+        raise CheckpointError(
+            f"text_encoder_2/config.json: relative_attention_num_buckets ({buckets}) must be at least 4, and "
+            f"relative_attention_max_distance ({distance}) more than a quarter of it."
+        )
     return result
 
 

@@ -1,11 +1,13 @@
 """The Flux diffusion transformer (diffusers' FluxTransformer2DModel) without its modulation (`modulation.py`)."""
 
 from dataclasses import dataclass
+from typing import get_type_hints
 
 import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
+from tt_flux_kontext.checkpoint.files import LAYERS, check_fields
 from tt_flux_kontext.models.layers import HeadNorm, Linear, Projections, merge_heads, padded_heads, to_heads
 from tt_flux_kontext.models.modulation import Adaptive, StepModulation, StreamModulation
 from tt_flux_kontext.models.rope import Rope
@@ -31,9 +33,16 @@ class TransformerConfig:
     @classmethod
     def from_dict(cls, config: dict) -> "TransformerConfig":
         """Raises `CheckpointError` for a value that Flux on TT-NN can't have."""
+        kinds = get_type_hints(cls) | {"num_layers": LAYERS, "num_single_layers": LAYERS}
+        check_fields("transformer/config.json", config, kinds | {"patch_size": int, "out_channels": int | None})
         fields = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
         fields["axes_dims_rope"] = tuple(fields.get("axes_dims_rope", cls.axes_dims_rope))
         result = cls(**fields)
+        if len(result.axes_dims_rope) != 3 or any(size % 2 for size in result.axes_dims_rope):
+            raise CheckpointError(
+                f"transformer/config.json: axes_dims_rope {list(result.axes_dims_rope)} must be three even numbers, of "
+                "the index of the picture, the row and the column."
+            )
         if config.get("patch_size", 1) != 1 or config.get("out_channels") not in (None, result.in_channels):
             raise CheckpointError("transformer/config.json: patch_size must be 1 and out_channels equal in_channels.")
         if sum(result.axes_dims_rope) != result.attention_head_dim or result.attention_head_dim % 32:

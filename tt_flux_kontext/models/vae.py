@@ -6,12 +6,13 @@ they are 0.5 % off and more. Convolutions take and give bfloat16.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
+from tt_flux_kontext.checkpoint.files import check_fields
 from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads
 from tt_flux_kontext.models.weights import Weights, upload
 
@@ -38,12 +39,24 @@ class VAEConfig:
     @classmethod
     def from_dict(cls, config: dict) -> "VAEConfig":
         """Raises `CheckpointError` for a value that this VAE can't have on TT-NN."""
+        others = {"down_block_types": tuple[str, ...], "up_block_types": tuple[str, ...], "act_fn": str}
+        check_fields("vae/config.json", config, get_type_hints(cls) | others)
         fields = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
         fields["block_out_channels"] = tuple(fields.get("block_out_channels", cls.block_out_channels))
-        kinds = {*config.get("down_block_types", ()), *config.get("up_block_types", ()), config.get("act_fn", "silu")}
-        if kinds - {"DownEncoderBlock2D", "UpDecoderBlock2D", "silu"}:
-            raise CheckpointError(f"vae/config.json: block types and act_fn {sorted(kinds)} are not those of Flux.")
         result = cls(**fields)
+        for name, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            blocks = [known] * len(result.block_out_channels)
+            if list(config.get(name, blocks)) != blocks:
+                raise CheckpointError(
+                    f"vae/config.json: {name} must be {known} for each of the {len(blocks)} block_out_channels, but is "
+                    f"{', '.join(config[name])}."
+                )
+        if config.get("act_fn", "silu") != "silu":
+            raise CheckpointError(f"vae/config.json: act_fn is {config['act_fn']}, where Flux has silu.")
+        if {result.in_channels, result.out_channels} != {3}:
+            raise CheckpointError("vae/config.json: in_channels and out_channels must be 3, for red, green and blue.")
+        if result.scaling_factor == 0:
+            raise CheckpointError("vae/config.json: scaling_factor is 0, by which latents are divided.")
         if any(channels % 32 or channels % result.norm_num_groups for channels in result.block_out_channels):
             raise CheckpointError(
                 f"vae/config.json: block_out_channels {list(result.block_out_channels)} must be multiples of 32 and "

@@ -209,7 +209,9 @@ class Weights:
         problem = None
         if entry is None:
             problem = f"missing: {key} {list(shape)}"
-        elif entry.shape != shape:
+        else:
+            entry.check_dtype(key)
+        if entry and entry.shape != shape:
             problem = f"wrong shape: {key} {list(entry.shape)} in {entry.file.name}, not {list(shape)}"
         if problem and self.device:
             raise CheckpointError(f"{self.tensors.folder}: {problem}")

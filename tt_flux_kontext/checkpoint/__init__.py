@@ -1,0 +1,176 @@
+"""A checkpoint in Hugging Face layout: a folder per component, tensors read lazily, key by key."""
+
+import os
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from tt_flux_kontext.checkpoint.files import CheckpointError, check_fields, is_folder, names_in, present, read_json
+from tt_flux_kontext.checkpoint.tensors import SINGLE_FILE, STEMS, Entry, TensorFiles, is_single_file
+
+__all__ = ["COMPONENTS", "Checkpoint", "CheckpointError", "Entry", "TensorFiles"]
+
+COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+_CONFIG_FILES = ["*.json"]
+_OTHER_FILES = ["*.txt", "*.model"]
+
+# Inpainting and image-to-image are other ways to run the same weights.
+_PIPELINES = (
+    "FluxKontextPipeline",
+    "FluxKontextInpaintPipeline",
+    "FluxPipeline",
+    "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline",
+)
+_WORKS = (
+    "What works: FLUX.1 Kontext [dev] (FluxKontextPipeline), and from text alone its relatives FLUX.1 [dev], [schnell] "
+    "and Krea [dev] (FluxPipeline)."
+)
+# What the classes of other families begin with, the longer of two first: their own names don't all say it.
+_FAMILIES = {
+    "FluxFill": "FLUX.1 Fill",
+    "FluxControlNet": "FLUX.1 with a ControlNet",
+    "FluxControl": "FLUX.1 Canny or Depth",
+    "FluxPriorRedux": "FLUX.1 Redux",
+    "Flux2": "FLUX.2",
+    "Chroma": "Chroma",
+    "StableDiffusionXL": "Stable Diffusion XL",
+    "StableDiffusion3": "Stable Diffusion 3",
+    "StableDiffusion": "Stable Diffusion",
+    "SD3": "Stable Diffusion 3",
+    "QwenImage": "Qwen-Image",
+}
+# Transformers that take more than the noise: a mask and a masked picture, or a map of edges or depth.
+_CHANNELS = {384: "FLUX.1 Fill", 128: "FLUX.1 Canny or Depth"}
+
+
+class Checkpoint:
+    """A local folder or the id of a repository on the Hugging Face hub.
+
+    Args:
+        source: folder, also one of the hub's cache (`models--owner--name`), or hub id such as
+            `black-forest-labs/FLUX.1-Kontext-dev`.
+        variant: of the weights, such as `fp16` for `model.fp16.safetensors`; components without it have plain files.
+
+    Raises `CheckpointError` when it is neither, when access to the repository is not granted, when it is of another
+    family of models, when a component's folder is missing, or when none has files of the variant.
+    """
+
+    def __init__(self, source: str | Path, variant: str | None = None):
+        folder = _local_folder(Path(source))
+        if folder is None:
+            # Of another family only the configs are fetched, not the many GB of weights.
+            repository = str(source)
+            if repository.startswith("models--"):
+                repository = repository.removeprefix("models--").replace("--", "/")
+            _refuse_other_families(_download(repository, _CONFIG_FILES))
+            folder = _download(repository, _CONFIG_FILES + _OTHER_FILES + _weight_files(variant))
+        self.folder = folder
+        _refuse_other_families(folder)
+        missing = [name for name in COMPONENTS if not is_folder(folder / name)]
+        if missing:
+            single = [name for name in names_in(folder) if is_single_file(folder / name)]
+            raise CheckpointError(
+                f"{folder} is no FLUX.1 checkpoint: it has no folder {', '.join(missing)}. "
+                + (f"Its {single[0]} is in {SINGLE_FILE}" if single else f"A checkpoint has {', '.join(COMPONENTS)}.")
+            )
+        self._tensors = {name: TensorFiles(folder / name, variant) for name in COMPONENTS}
+        if variant and not any(tensors.has_variant for tensors in self._tensors.values()):
+            raise CheckpointError(
+                f"{folder} has no weights of the variant '{variant}', such as {STEMS[0]}.{variant}.safetensors."
+            )
+
+    def config(self, component: str, class_name: str) -> dict:
+        """The component's config.json, which must be of the model class `class_name`."""
+        path = self.folder / component / "config.json"
+        config = read_json(path)
+        check_fields(path, config, {"_class_name": str, "architectures": tuple[str, ...] | None})
+        names = [config["_class_name"]] if "_class_name" in config else config.get("architectures") or []
+        if class_name not in names:
+            raise CheckpointError(f"{path} is of {', '.join(names) or 'no known class'}, not of {class_name}.")
+        if config.get("quantization_config"):
+            raise CheckpointError(
+                f"{path} has a quantization_config: its weights are quantised, and such are not read. "
+                "Give the checkpoint in bfloat16: weights get the device's formats on their way to it."
+            )
+        return config
+
+    def tensors(self, component: str) -> TensorFiles:
+        return self._tensors[component]
+
+
+def _local_folder(path: Path) -> Path | None:
+    """The folder of that path, of the hub's cache the snapshot in it; None where there is nothing."""
+    if not is_folder(path):
+        if not os.path.lexists(path):
+            return None
+        if is_single_file(path):
+            raise CheckpointError(f"{path} is in {SINGLE_FILE}")
+        raise CheckpointError(f"{path} is a file. A checkpoint is a folder with {', '.join(COMPONENTS)}.")
+    names = names_in(path)
+    if "snapshots" not in names or "model_index.json" in names:
+        return path
+    main = path / "refs" / "main"
+    snapshots = [main.read_text().strip()] if present(main) else names_in(path / "snapshots")
+    if len(snapshots) != 1:
+        raise CheckpointError(f"{path} has {len(snapshots)} snapshots and no refs/main: give one of snapshots/.")
+    return path / "snapshots" / snapshots[0]
+
+
+def _refuse_other_families(folder: Path) -> None:
+    """By the class of model_index.json, and by the transformer's class and channels; absent files say nothing."""
+    index, transformer = (
+        read_json(path) if present(path) else {}
+        for path in (folder / "model_index.json", folder / "transformer" / "config.json")
+    )
+    check_fields(folder / "model_index.json", index, {"_class_name": str})
+    check_fields(folder / "transformer" / "config.json", transformer, {"_class_name": str, "in_channels": int})
+    channels = transformer.get("in_channels")
+    what = None
+    if index.get("_class_name", _PIPELINES[0]) not in _PIPELINES:
+        what = _named(index["_class_name"])
+    elif transformer.get("_class_name", "FluxTransformer2DModel") != "FluxTransformer2DModel":
+        what = _named(transformer["_class_name"])
+    elif channels in _CHANNELS:
+        what = f"{_CHANNELS[channels]} (its transformer's in_channels is {channels})"
+    if what:
+        raise CheckpointError(f"{folder} is a checkpoint of {what}, which this package does not run. {_WORKS}")
+
+
+def _named(class_name: str) -> str:
+    """A class, with its family where that is known."""
+    family = next((family for start, family in _FAMILIES.items() if class_name.startswith(start)), None)
+    return f"{family} ({class_name})" if family else class_name
+
+
+def _weight_files(variant: str | None) -> list[str]:
+    """Patterns of the weights to fetch, in no folder but the components'."""
+    infixes = ["", "-*-of-*"]
+    if variant:
+        infixes += [f".{variant}", f".{variant}-*-of-*", f"-*-of-*.{variant}"]
+    return [f"*/{stem}{infix}.safetensors" for stem in STEMS for infix in infixes]
+
+
+def _download(repository: str, patterns: list[str]) -> Path:
+    """Fetches files of a hub repository (or finds them in the local cache) and returns its folder."""
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"Access to {repository} is gated.\n"
+            f"Accept its licence on the model's page, https://huggingface.co/{repository}, signed in.\n"
+            "Then sign in here, with `hf auth login` or with a token in HF_TOKEN."
+        ) from error
+    except (RepositoryNotFoundError, ValueError) as error:
+        raise CheckpointError(
+            f"'{repository}' is neither a folder here nor a repository that you can read on the Hugging Face hub.\n"
+            "For a folder, check the path. For a repository, check its id (owner/name).\n"
+            "If it is private or gated, sign in with `hf auth login` or with a token in HF_TOKEN."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{repository} is not in the local cache and the Hugging Face hub can't be reached: {error}\n"
+            "Check the network, or fetch it elsewhere with `hf download` and copy the folder here.\n"
+            "Then give the folder in place of the id."
+        ) from error
