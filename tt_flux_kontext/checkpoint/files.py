@@ -73,7 +73,8 @@ def check_fields(file: str | Path, config: Mapping, kinds: Mapping[str, object])
 
     Args:
         file: that the fields come from.
-        kinds: by name: int (from 1 on) or a range, float (finite), bool, str, tuple[kind, ...] (of one or more), or kinds with `|`.
+        kinds: by name: int (from 1 on) or a range, float (finite), bool, str, tuple[kind, ...] (of one or more), or
+            some of these with `|`.
     """
     for name, kind in kinds.items():
         if name in config and not _fits(config[name], kind):
@@ -99,7 +100,8 @@ def _fits(value, kind) -> bool:
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if get_origin(kind) is tuple:
-        return isinstance(value, (list, tuple)) and len(value) > 0 and all(_fits(item, get_args(kind)[0]) for item in value)
+        item_kind, _ = get_args(kind)
+        return isinstance(value, (list, tuple)) and len(value) > 0 and all(_fits(item, item_kind) for item in value)
     return isinstance(value, kind)
 
 

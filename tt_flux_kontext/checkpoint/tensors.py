@@ -78,7 +78,9 @@ class TensorFiles:
             try:
                 return tensors.get_tensor(key)
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{key} in {entry.file} can't be read ({error}). Fetch the file again.") from error
+                raise CheckpointError(
+                    f"{key} in {entry.file} can't be read ({error}). Fetch the file again."
+                ) from error
 
     def _files(self) -> tuple[Path | None, dict[str, Path], list[Path]]:
         """The index, the file that it names for each key, and the files to read; for a single file that alone."""

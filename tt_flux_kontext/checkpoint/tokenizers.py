@@ -71,11 +71,11 @@ def _load(tokenizer_class, folder: Path, sources: tuple[tuple[str, ...], ...], v
 def _check_merges(folder: Path) -> None:
     """With a part of merges.txt all would seem well, but words would fall into letters."""
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merged = {line.replace(" ", "") for line in lines}
-    pieces = [piece for piece in read_json(folder / "vocab.json") if not (piece.startswith("<|") and piece.endswith("|>"))]
-    lost = [piece for piece in pieces if len(piece.removesuffix("</w>")) > 1 and piece not in merged]
+    known = {line.replace(" ", "") for line in lines} | {"<|startoftext|>", "<|endoftext|>"}
+    pieces = [piece for piece in read_json(folder / "vocab.json") if len(piece.removesuffix("</w>")) > 1]
+    lost = [piece for piece in pieces if piece not in known]
     if lost:
         raise CheckpointError(
-            f"{folder / 'merges.txt'} is not whole: it has no merge that gives {len(lost)} of the pieces in vocab.json, "
-            f"{lost[0]!r} first. Fetch it again."
+            f"{folder / 'merges.txt'} is not whole: no merge in it gives {len(lost)} of the pieces in vocab.json, "
+            f"such as {lost[0]!r}. Fetch it again."
         )
