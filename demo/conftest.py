@@ -1,12 +1,18 @@
 """Options of the demo, checked before anything is loaded, and its report at the end."""
 
+import math
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from PIL import Image, UnidentifiedImageError
 
+from demo.results import can_be_saved
 from tt_flux_kontext.backend import choose
+from tt_flux_kontext.pictures import to_rgb
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -19,10 +25,34 @@ class Options:
     image: Image.Image
     out: Path
     weights: str | None
+    device: str
     steps: int
     guidance: float
-    seed: int
+    seeds: tuple[int, ...]
     size: tuple[int, int] | None  # (height, width)
+
+    @property
+    def model(self) -> str:
+        return self.weights or "demo/tiny_kontext"
+
+    def out_of(self, seed: int) -> Path:
+        """Where a seed's result goes: each of several has its seed in the name."""
+        return self.out if len(self.seeds) == 1 else self.out.with_stem(f"{self.out.stem}_{seed}")
+
+    def parameters(self, seed: int, size: tuple[int, int], precision: str) -> str:
+        """Of a result, in the words that other programs for such pictures use. `size` is (width, height)."""
+        fields = {
+            "Steps": self.steps,
+            "Sampler": "Euler",
+            "Distilled CFG Scale": self.guidance,
+            "Seed": seed,
+            "Size": f"{size[0]}x{size[1]}",
+            "Model": self.model,
+            "Precision": precision,
+            "Device": self.device,
+            "Version": f"tt-flux-kontext {version('tt-flux-kontext')}",
+        }
+        return f"{self.prompt}\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
 
 
 def pytest_addoption(parser):
@@ -34,50 +64,70 @@ def pytest_addoption(parser):
     group.addoption("--device", help="emulated or silicon (default: a card where there is one, else emulated)")
     group.addoption("--steps", type=int, default=28, help="denoising steps (default: %(default)s)")
     group.addoption("--guidance", type=float, default=2.5, help="guidance scale (default: %(default)s)")
-    group.addoption("--seed", type=int, default=0, help="of the starting noise (default: %(default)s)")
+    group.addoption(
+        "--seed", type=int, nargs="+", action="extend", help="of the starting noise; a result for each (default: 0)"
+    )
     group.addoption("--width", type=int, help="of the result, with --height (default: the picture's bucket)")
     group.addoption("--height", type=int, help="of the result, with --width")
 
 
 def pytest_configure(config):
     try:
-        config.stash[_OPTIONS] = _options(config.option)
-        choose(config.option.device and config.option.device.partition(":")[0])
+        device = choose(config.option.device and config.option.device.partition(":")[0])
+        config.stash[_OPTIONS] = _options(config.option, config.option.device or device)
     except (ValueError, RuntimeError) as error:
         raise pytest.UsageError(str(error)) from error
 
 
-def _options(given) -> Options:
+def _options(given, device: str) -> Options:
     if not given.prompt.strip():
         raise ValueError("--prompt is empty: say what to change.")
     if given.steps < 1:
         raise ValueError(f"--steps {given.steps}: at least one step is needed.")
+    if not math.isfinite(given.guidance):
+        raise ValueError(f"--guidance {given.guidance}: it must be a number.")
+    seeds = tuple(dict.fromkeys(given.seed or [0]))
+    if not all(0 <= seed < 2**64 for seed in seeds):
+        raise ValueError(f"--seed {' '.join(map(str, seeds))}: seeds are from 0 to {2**64 - 1}.")
     if (given.width is None) != (given.height is None):
         raise ValueError("--width and --height go together.")
     if given.width is not None and min(given.width, given.height) < 16:
         raise ValueError(f"--width {given.width} --height {given.height}: both must be at least 16 pixels.")
-    out = Path(given.out)
-    if out.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--out {out}: the name must end like a picture's, for example in .png.")
     return Options(
         prompt=given.prompt,
         image=_read_picture(given.image),
-        out=out,
+        out=_writable(Path(given.out)),
         weights=given.weights,
+        device=device,
         steps=given.steps,
         guidance=given.guidance,
-        seed=given.seed,
+        seeds=seeds,
         size=(given.height, given.width) if given.width else None,
     )
 
 
+def _writable(out: Path) -> Path:
+    if not can_be_saved(out.suffix):
+        raise ValueError(f"--out {out}: the name must end like a picture's, for example in .png.")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {out}: no file of that name can be written.")
+    return out
+
+
 def _read_picture(path: str) -> Image.Image:
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     try:
-        return Image.open(path).convert("RGB")
+        return to_rgb(Image.open(path))
     except FileNotFoundError as error:
         raise ValueError(f"--image {path}: there is no such file.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"--image {path}: it can't be read as a picture ({error}).") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        plugin = Path(path).suffix.lower() in (".heic", ".heif")
+        hint = " HEIC is read with the package pillow-heif: pip install pillow-heif." if plugin else ""
+        raise ValueError(f"--image {path}: it can't be read as a picture ({error}).{hint}") from error
 
 
 @pytest.fixture

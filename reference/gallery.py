@@ -43,11 +43,11 @@ def turns_sheet(ours: EditPictures, theirs: EditPictures) -> Image.Image:
     return _sheet(("", *TURNS), rows)
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """Whole or not at all: written beside its place, then renamed."""
+def save(picture: Image.Image, path: Path, **options) -> None:
+    """Whole or not at all: written beside its place, then renamed. `options` are those of PIL's `save`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
-        picture.save(file.name)
+        picture.save(file.name, **options)
     os.replace(file.name, path)
     path.chmod(0o644)
 

@@ -163,6 +163,7 @@ class TestScheduler:
         st.integers(2, 30),
         st.integers(1, 6000),
     )
+    @pytest.mark.filterwarnings("ignore:Casting complex")  # of levels below zero, by diffusers
     def test_all_else_is_as_in_diffusers(self, tmp_path_factory, fields, spacing, steps, tokens):
         """Also the times that its transformer would see: 1000 times the levels."""
         fields |= {spacing: True, "shift_terminal": None} if spacing else {}

@@ -5,34 +5,97 @@ import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageDraw
+
+from demo.results import with_parameters
 
 ROOT = Path(__file__).parents[2]
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "demo", *arguments]
+    command = [sys.executable, "-m", "pytest", "demo", "--device", "emulated", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+def parameters_of(path: Path) -> str:
+    picture = Image.open(path)
+    if picture.format == "PNG":
+        return picture.text["parameters"]
+    comment = picture.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    assert comment.startswith(b"UNICODE\0")
+    return comment[8:].decode("utf-16-be")
+
+
 def test_edits_a_picture(tmp_path):
-    source, out = tmp_path / "in.png", tmp_path / "results" / "edited.png"
-    Image.new("RGB", (300, 200), "orange").save(source)
-    result = demo("--image", str(source), "--out", str(out), "--steps", "2", "--device", "emulated")
+    """A phone's: lying on its side, with a tag that says so. One result for each seed, and what it was made with."""
+    source, out = tmp_path / "in.jpg", tmp_path / "results" / "edited.png"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (200, 300), "orange").save(source, exif=exif)
+    result = demo("--image", str(source), "--out", str(out), "--steps", "2", "--seed", "3", "5", "3")
     assert result.returncode == 0, result.stdout
     assert "PCC with diffusers" in result.stdout and "vae decoder" in result.stdout
     assert "Warning" not in result.stdout + result.stderr
-    assert Image.open(out).size == (144, 96)
-    assert sorted(path.name for path in out.parent.iterdir()) == ["edited.png", "edited_before_after.png"]
+    names = ["edited_3.png", "edited_5.png", "edited_before_after.png"]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
+    pictures = {}
+    for seed in (3, 5):
+        path = out.with_name(f"edited_{seed}.png")
+        pictures[seed] = np.asarray(Image.open(path))
+        assert pictures[seed].shape == (96, 144, 3)
+        assert f"{path} (144 x 96, 2 steps, seed {seed}, " in result.stdout
+        prompt, fields = parameters_of(path).split("\n")
+        assert prompt == "make the circle red" and f"Steps: 2, Sampler: Euler, Distilled CFG Scale: 2.5, Seed: {seed}, " in fields
+        assert "Size: 144x96, Model: demo/tiny_kontext, Precision: bf16, Device: emulated, Version: tt-flux-kontext" in fields
+    assert not np.array_equal(pictures[3], pictures[5])
+    assert "demo/tiny_kontext in bf16, on the emulated device (WORMHOLE_B0)" in result.stdout
 
 
+def test_a_smaller_result_is_of_the_whole_picture(tmp_path):
+    source, out = tmp_path / "in.png", tmp_path / "edited.webp"
+    picture = Image.new("RGB", (256, 256), (230, 210, 60))
+    ImageDraw.Draw(picture).ellipse((98, 98, 178, 178), fill=(40, 80, 220))
+    picture.save(source)
+    size = ("--width", "128", "--height", "128")
+    result = demo("--image", str(source), "--out", str(out), *size, "--steps", "8")
+    assert result.returncode == 0, result.stdout
+    pixels = np.asarray(Image.open(out)).astype(int)
+    rows, columns = np.nonzero((pixels[..., 0] > 150) & (pixels[..., 1] < 110) & (pixels[..., 2] < 110))
+    assert abs(rows.mean() - 69) < 3 and abs(columns.mean() - 69) < 3 and len(rows) > 500
+    assert "Seed: 0, Size: 128x128" in parameters_of(out)
+
+
+def test_a_flat_picture_is_no_failure(tmp_path):
+    source, out = tmp_path / "in.png", tmp_path / "edited.png"
+    Image.new("RGB", (128, 128), (240, 240, 238)).save(source)
+    result = demo("--image", str(source), "--out", str(out), "--prompt", "change the background to white", "--steps", "4")
+    assert result.returncode == 0, result.stdout
+    assert np.asarray(Image.open(out)).std() < 8
+    assert "RMSE from diffusers" in result.stdout and "PCC" not in result.stdout
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
+def test_parameters_of_any_letters(tmp_path, suffix):
+    text, path = "mach den Kreis größer, 赤く ☃\nSteps: 2", tmp_path / f"a{suffix}"
+    Image.new("RGB", (32, 32)).save(path, **with_parameters(suffix, text))
+    assert parameters_of(path) == text
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
 WRONG = [
     (["--image", "no.png"], "--image no.png: there is no such file."),
     (["--image", "README.md"], "--image README.md: it can't be read as a picture"),
+    (["--image", "HEIC"], "pip install pillow-heif"),
     (["--device", "gpu"], "Unknown device 'gpu': it is one of silicon, emulated."),
     (["--steps", "0"], "--steps 0: at least one step is needed."),
+    (["--guidance", "nan"], "--guidance nan: it must be a number."),
+    (["--seed", "1", "-2"], "--seed 1 -2: seeds are from 0 to"),
     (["--width", "64"], "--width and --height go together."),
     (["--out", "edited.txt"], "the name must end like a picture's"),
+    (["--out", "edited.hdf"], "the name must end like a picture's"),
+    (["--out", "README.md/edited.png"], "--out README.md/edited.png: no file of that name can be written."),
     (["--weights", "/no/such/folder"], "'/no/such/folder' is neither a folder here nor a repository"),
 ]
 # One process for all: it takes seconds to start.
@@ -41,8 +104,11 @@ RUN_ALL = (
 )
 
 
-def test_says_what_is_wrong():
-    command = [sys.executable, "-u", "-c", RUN_ALL, json.dumps([arguments for arguments, _ in WRONG])]
+def test_says_what_is_wrong(tmp_path):
+    heic = tmp_path / "phone.heic"
+    heic.write_bytes(HEIC)
+    given = [[str(heic) if word == "HEIC" else word for word in arguments] for arguments, _ in WRONG]
+    command = [sys.executable, "-u", "-c", RUN_ALL, json.dumps(given)]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     _, *outputs = run.stdout.split("\f")
     assert len(outputs) == len(WRONG) and "Traceback" not in run.stdout
