@@ -4,7 +4,6 @@ import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ class Options:
             "Model": self.model,
             "Precision": precision,
             "Device": self.device,
-            "Version": f"tt-flux-kontext {version('tt-flux-kontext')}",
+            "Software": "tt_flux_kontext",
         }
         return f"{self.prompt}\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
 

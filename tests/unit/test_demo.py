@@ -48,7 +48,7 @@ def test_edits_a_picture(tmp_path):
         assert f"{path} (144 x 96, 2 steps, seed {seed}, " in result.stdout
         prompt, fields = parameters_of(path).split("\n")
         assert prompt == "make the circle red" and f"Steps: 2, Sampler: Euler, Distilled CFG Scale: 2.5, Seed: {seed}, " in fields
-        assert "Size: 144x96, Model: demo/tiny_kontext, Precision: bf16, Device: emulated, Version: tt-flux-kontext" in fields
+        assert "Size: 144x96, Model: demo/tiny_kontext, Precision: bf16, Device: emulated, Software: tt_flux_kontext" in fields
     assert not np.array_equal(pictures[3], pictures[5])
     assert "demo/tiny_kontext in bf16, on the emulated device (WORMHOLE_B0)" in result.stdout
 
