@@ -56,7 +56,6 @@ WRONG = {
         "layer_norm_eps": [None, "1e-5", NAN],
         "vocab_size": ["669"],
         "max_position_embeddings": [0],
-        "pad_token_id": [[1]],
     },
     "text_encoder_2": {
         "d_model": [None, "128"],
