@@ -64,13 +64,17 @@ def sigma_schedule(
         image_tokens: of the noise, not of the reference: more of them shift the levels towards noise.
         sigmas: levels before that shift, in place of the even ones; their count is then the number of steps.
 
-    Raises `ValueError` when a level is no number.
+    Raises `ValueError` when the scheduler's config gives no such levels.
     """
     config = scheduler.config
     if sigmas is None:
         sigmas = np.linspace(1.0, 1 / steps, steps)
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     mu = config.base_shift + slope * (image_tokens - config.base_image_seq_len)
+    if mu <= 0 and config.use_dynamic_shifting and config.time_shift_type == "linear":
+        raise ValueError(
+            f"The scheduler's base_shift and max_shift give negative noise levels for {image_tokens} tokens."
+        )
     scheduler.set_timesteps(sigmas=sigmas, mu=mu)
     levels = scheduler.sigmas.tolist()
     if not all(map(math.isfinite, levels)):

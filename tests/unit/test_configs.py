@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reference.pipeline import TINY_KONTEXT
@@ -143,6 +143,13 @@ class TestScheduler:
         with np.errstate(all="ignore"), pytest.raises(ValueError, match="no numbers for 1 steps"):
             sigma_schedule(scheduler, steps=1, image_tokens=4096)
 
+    def test_levels_below_zero(self, tmp_path):
+        fields = {"base_shift": 0.1, "max_shift": 3.0, "base_image_seq_len": 1000}
+        few = {"steps": 4, "image_tokens": 16}
+        assert all(0 <= level <= 1 for level in sigma_schedule(scheduler_of(tmp_path, **fields), **few))
+        with pytest.raises(ValueError, match="negative noise levels for 16 tokens"):
+            sigma_schedule(scheduler_of(tmp_path, time_shift_type="linear", **fields), **few)
+
     @given(
         st.fixed_dictionaries(
             {},
@@ -162,14 +169,14 @@ class TestScheduler:
         st.integers(2, 30),
         st.integers(1, 6000),
     )
-    @pytest.mark.filterwarnings("ignore:Casting complex")  # of levels below zero, by diffusers
     def test_all_else_is_as_in_diffusers(self, tmp_path_factory, fields, spacing, steps, tokens):
         """Also the times that its transformer would see: 1000 times the levels."""
         fields |= {spacing: True, "shift_terminal": None} if spacing else {}
-        levels = sigma_schedule(scheduler_of(tmp_path_factory.mktemp("scheduler"), **fields), steps, tokens)
         theirs = FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, "shift": 3.0} | fields)
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         mu = calculate_shift(tokens, *(theirs.config[name] for name in names))
+        assume(mu > 0)
+        levels = sigma_schedule(scheduler_of(tmp_path_factory.mktemp("scheduler"), **fields), steps, tokens)
         theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
         assert np.allclose(levels, theirs.sigmas, rtol=1e-6, atol=1e-7)
         assert np.allclose(1000 * np.array(levels[:-1]), theirs.timesteps, rtol=1e-5)
