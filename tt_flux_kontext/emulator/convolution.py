@@ -6,7 +6,8 @@ from .checks import check, check_dtype, check_layout, check_operands, describe
 from .device import MeshDevice
 from .eltwise import FLOATS, activation_of
 from .formats import as_multiplied, multiplier_operands, pack, storage_dtype
-from .gemm import ACCURATE, GROUP, GROUPED_TERMS, add_bias, product
+from .gemm import ACCURATE, add_bias, is_grouped, product
+from .grouped_sums import GROUP
 from .tensor import Tensor
 from .transfer import from_torch, to_torch
 from .types import Conv2dConfig, DataType, Layout, MathFidelity, MemoryConfig, StorageType, WormholeComputeKernelConfig
@@ -86,7 +87,7 @@ def conv2d(
     out = torch.empty(batch_size, *size, out_channels, dtype=storage_dtype(dtype), device=images.device)
     offset = None if bias is None else bias.values.view(out_channels)
     activation = None if conv_config.activation is None else activation_of(op, conv_config.activation)
-    grouped = size[0] * size[1] * weight.values.numel() <= GROUPED_TERMS
+    grouped = is_grouped(size[0] * size[1] * weight.values.numel(), images.device)
     rows = max(1, OUTPUT_ELEMENTS // (size[1] * out_channels))
     for image, target in zip(images, out):
         for start in range(0, size[0], rows):

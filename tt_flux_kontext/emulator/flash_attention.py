@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .formats import aligned_sum, keep_significant_bits, leading_power, pack, round_to_bf16_
-from .gemm import GROUPED_TERMS, product
+from .gemm import grouped_product, is_grouped, product
 from .matrix_unit import multiply
 from .types import TILE_SIZE, DataType, MathFidelity, WormholeComputeKernelConfig
 
@@ -76,7 +76,7 @@ def attend(
     ``[H, Sq, Sk]`` is for a single sequence.
     """
     heads, length, width = q.shape
-    method = method._replace(grouped=q.numel() * sum(keys.shape[1] for keys, _ in sequences) <= GROUPED_TERMS)
+    method = method._replace(grouped=is_grouped(q.numel() * sum(keys.shape[1] for keys, _ in sequences), q.device))
     rows = min(length, max(TILE_SIZE, BLOCK_ELEMENTS // max(method.keys, width)))
     longest = max(min(method.keys, keys.shape[1]) for keys, _ in sequences)
     group = max(1, BLOCK_ELEMENTS // (rows * max(longest, width)))
@@ -183,10 +183,12 @@ def _column_sums(probabilities, method):
 
 
 def _product(in0, in1, method) -> torch.Tensor:
-    if method.config.fp32_dest_acc_en and not method.grouped:
-        return torch.bmm(in0, in1)
-    config = dataclasses.replace(method.config, packer_l1_acc=False)  # a chunk's products stay in the destination
-    return torch.stack([product(left, right, config, method.grouped) for left, right in zip(in0, in1)])
+    if not method.config.fp32_dest_acc_en:
+        config = dataclasses.replace(method.config, packer_l1_acc=False)  # a chunk's products stay in the destination
+        return torch.stack([product(left, right, config, grouped=False) for left, right in zip(in0, in1)])
+    if method.grouped:
+        return grouped_product(in0, in1, method.config.math_fidelity)
+    return torch.bmm(in0, in1)
 
 
 def _store_(values, method):

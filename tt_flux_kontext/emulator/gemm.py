@@ -2,10 +2,10 @@
 
 The first of a fidelity's phases, the product of the operands' high bits, is not summed exactly: of every 8 terms along
 K each is rounded to a grid 10 bits below the largest one's exponent, ties away from zero. That is 3e-4 of an fp32
-result; rounded to bf16, one element in ten comes out next to the exact sum's. Following it costs some ten times the
-product, so that only products up to ``GROUPED_TERMS`` do, which agree with the kernels to 2e-4. Larger ones differ
-from them by 1e-3, and from the truth by as much as the kernels. The other phases round likewise, 32 times as finely
-and more, which is left out; sums of groups are fp32.
+result; rounded to bf16, one element in ten comes out next to the exact sum's. Following it costs some six times the
+product, so that only products up to ``GROUPED_TERMS`` do, on a CPU, which agree with the kernels to 2e-4. Larger ones
+differ from them by 1e-3, and from the truth by as much as the kernels. The other phases round likewise, 32 times as
+finely and more, which is left out.
 
 Products are in fp32, to which bf16 operands are converted tile by tile: torch's bf16 product is two orders of magnitude
 slower on a CPU without units for it. On one with them it is quicker than fp32, but torch gives its result in bf16; it
@@ -13,7 +13,6 @@ is taken where that is all that is asked for: a large product that nothing is ad
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -28,6 +27,7 @@ from .formats import (
     pack,
     round_to_bf16_,
 )
+from .grouped_sums import grouped_sums
 from .types import DataType, MathFidelity, WormholeComputeKernelConfig
 
 ACCURATE = WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi4, fp32_dest_acc_en=True)
@@ -36,12 +36,8 @@ ACCURATE = WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi4, fp32_de
 ROWS, COLUMNS = 1024, 1024
 """Output tile of a product: large enough that converting operands costs little, small enough for the cache."""
 
-GROUP = 8
-"""Terms that are rounded to one grid."""
-GROUPED_TERMS = 1 << 24
+GROUPED_TERMS = 1 << 26
 """Terms (M * K * N) of the largest product whose terms are rounded."""
-GROUPED_ELEMENTS = 1 << 16
-"""Elements of output, of several groups if they are few, that it works on at a time: they stay in the cache."""
 
 K_STEP = 16
 """Terms that a bf16 destination adds up before it rounds."""
@@ -66,7 +62,7 @@ def gemm(
     Operands are bf16 or fp32, of any strides. The matrix unit adds the bias, to the product in L1.
     """
     check(config.math_fidelity is not MathFidelity.Invalid, "matmul", "the compute kernel config has no math fidelity")
-    grouped = is_grouped(in0, in1)
+    grouped = is_grouped(in0.numel() * in1.shape[1], in0.device)
     for row in range(0, out.shape[0], ROWS):
         rows = slice(row, min(row + ROWS, out.shape[0]))
         left = in0[rows]
@@ -87,19 +83,18 @@ def add_bias(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return aligned_sum(product, bias.to(torch.float32))
 
 
-def is_grouped(in0: torch.Tensor, in1: torch.Tensor) -> bool:
-    """Whether a product is small enough for its terms to be rounded."""
-    return in0.numel() * in1.shape[1] <= GROUPED_TERMS
+def is_grouped(terms: int, device: torch.device) -> bool:
+    """Whether a product of so many terms (M * K * N) has them rounded in groups."""
+    return terms <= GROUPED_TERMS and device.type == "cpu"
 
 
 def bf16_product(
     in0: torch.Tensor,
     in1: torch.Tensor,
     config: WormholeComputeKernelConfig,
-    grouped: bool | None = None,
+    grouped: bool,
 ) -> torch.Tensor:
     """``in0[M, K] @ in1[K, N]``, rounded once to bf16; see ``product``."""
-    grouped = is_grouped(in0, in1) if grouped is None else grouped
     if config.fp32_dest_acc_en and not grouped and multiplies_natively(in0, in1):
         pair, *rest = multiplier_operands(in0, in1, config.math_fidelity)
         if not rest:
@@ -111,18 +106,17 @@ def product(
     in0: torch.Tensor,
     in1: torch.Tensor,
     config: WormholeComputeKernelConfig,
-    grouped: bool | None = None,
+    grouped: bool,
 ) -> torch.Tensor:
     """``in0[M, K] @ in1[K, N]`` in fp32, with the configured fidelity and accumulation; the result is the caller's.
 
-    ``grouped``: whether terms are rounded; a tile of a product is told what its product is.
+    ``grouped``: whether terms are rounded (``is_grouped`` of the whole product, of which this may be a tile).
     """
-    grouped = is_grouped(in0, in1) if grouped is None else grouped
     in0, in1 = as_multiplied(in0), as_multiplied(in1)
     if not config.fp32_dest_acc_en:
         return _bf16_destination(in0, in1, config)
     if grouped:
-        return _grouped_product(in0.to(torch.float32), in1.to(torch.float32), config.math_fidelity)
+        return grouped_product(in0[None].to(torch.float32), in1[None].to(torch.float32), config.math_fidelity)[0]
     first, *rest = (
         (left.to(torch.float32), right.to(torch.float32))
         for left, right in multiplier_operands(in0, in1, config.math_fidelity)
@@ -130,6 +124,15 @@ def product(
     result = torch.mm(*first)
     for pair in rest:
         result.addmm_(*pair)
+    return result
+
+
+def grouped_product(in0: torch.Tensor, in1: torch.Tensor, fidelity: MathFidelity) -> torch.Tensor:
+    """``in0[B, M, K] @ in1[B, K, N]`` of fp32 operands, as multiplied, the first phase's terms rounded in groups."""
+    first, *others = multiplier_phases(in0, in1, fidelity)
+    result = grouped_sums(*first)
+    for pair in others:
+        result.baddbmm_(*pair)
     return result
 
 
@@ -141,60 +144,6 @@ def multiplies_natively(*operands: torch.Tensor) -> bool:
 @functools.cache
 def has_native_bf16(device_type: str) -> bool:
     return device_type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _grouped_product(in0, in1, fidelity) -> torch.Tensor:
-    """Of fp32 operands with at most 11 significant bits, the first phase's terms rounded in groups."""
-    # In every row and column the largest leading bit becomes 1, for fourth powers to stay in range.
-    scale0 = leading_power(in0).amax(1, keepdim=True).clamp_(min=2.0**-126)
-    scale1 = leading_power(in1).amax(0, keepdim=True).clamp_(min=2.0**-126)
-    in0, in1 = in0 / scale0, in1 / scale1
-    (high0, high1), *others = multiplier_phases(in0, in1, fidelity)
-    # (What is less than 2^-15 of the largest counts as that: denormal products of the powers would be slow.)
-    fourths0, fourths1 = (leading_power(x).clamp_(min=2.0**-15).square_().square_() for x in (in0, in1))
-    rows, columns = (high0, fourths0), (high1.mT, fourths1.mT)
-    wide = in0.shape[0] <= in1.shape[1]  # the longer side goes inside
-    result = _grouped_sum(*rows, *columns) if wide else _grouped_sum(*columns, *rows).mT
-    for pair in others:
-        result.addmm_(*pair)
-    return result.mul_(scale0).mul_(scale1)
-
-
-def _grouped_sum(left, left_fourths, right, right_fourths) -> torch.Tensor:
-    """``left[M, K] @ right[N, K].T``, terms rounded; ``fourths``: fourth powers of the whole operands' leading bits.
-
-    Next to an offset of 1.1 to 1.9 times 2^13 times the largest product of leading bits in a group, an fp32 sum is a
-    multiple of the grid. A quarter of the logarithm of 2.8 times the sum of their fourth powers falls into that range.
-    """
-    left = left * (1 + 2.0**-13)  # so much larger, products have no ties
-    lefts, rights = _in_groups(left).permute(2, 0, 1).unsqueeze(-1), _in_groups(right).permute(2, 0, 1).unsqueeze(-2)
-    left_fourths, right_fourths = _in_groups(left_fourths).mul_(2.8), _in_groups(right_fourths).mT
-    result = torch.zeros(len(left), len(right), device=left.device)
-    width = min(len(right), COLUMNS)
-    height = min(len(left), GROUPED_ELEMENTS // width)
-    step = GROUPED_ELEMENTS // (width * height)
-    for row, column in itertools.product(range(0, len(left), height), range(0, len(right), width)):
-        rows, columns = slice(row, row + height), slice(column, column + width)
-        total = result[rows, columns]
-        for start in range(0, lefts.shape[1], step):
-            groups = slice(start, start + step)
-            offset = torch.bmm(left_fourths[groups, rows], right_fourths[groups, :, columns])
-            # A quarter of the bits as an integer is a quarter of the logarithm plus 3/4 of the exponent's bias, 127.
-            offset.view(torch.int32).bitwise_right_shift_(2)
-            offset.mul_(2.0 ** (127 - 32 + 13))
-            first, *others = zip(lefts[:, groups, rows], rights[:, groups, :, columns])
-            partial = torch.addcmul(offset, *first)
-            for pair in others:
-                partial.addcmul_(*pair)
-            for rounded in partial.sub_(offset):
-                total.add_(rounded)
-    return result
-
-
-def _in_groups(values: torch.Tensor) -> torch.Tensor:
-    """``[R, K]`` as ``[K / 8, R, 8]``, its memory in the order ``[8, K / 8, R]``."""
-    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % GROUP))
-    return padded.view(len(values), -1, GROUP).permute(2, 1, 0).contiguous().permute(1, 2, 0)
 
 
 def _bf16_destination(in0, in1, config) -> torch.Tensor:

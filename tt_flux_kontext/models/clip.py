@@ -53,7 +53,10 @@ def end_of_text(ids: torch.Tensor, eos_token_id: int) -> int:
 
 
 class CLIPLayer:
-    """Causal self-attention and feed-forward, each behind a layer norm and added to its input."""
+    """Causal self-attention and feed-forward, each behind a layer norm and added to its input.
+
+    States between layers are float32: rounded to bfloat16 they would be most of the model's error.
+    """
 
     def __init__(self, config: CLIPTextConfig, weights: Weights):
         dim = config.hidden_size
@@ -75,12 +78,12 @@ class CLIPLayer:
         self.compute_config = weights.compute_config
 
     def __call__(self, x: "ttnn.Tensor", mask: "ttnn.Tensor") -> "ttnn.Tensor":
-        """x: [1, 1, S, hidden_size]. mask: float32 [1, 1, S, S]."""
+        """x: float32 [1, 1, S, hidden_size]. mask: float32 [1, 1, S, S]."""
         qkv = self.qkv(self.norm1(x))
         attention = biased_attention(qkv, mask, self.heads, self.compute_config, scale=self.scale)
-        x = ttnn.add(x, self.out(attention))
+        x = ttnn.add(x, self.out(attention, dtype=ttnn.float32))
         hidden = self.fc1(self.norm2(x))
-        return ttnn.add(x, self.fc2(quick_gelu(hidden) if self.quick else hidden))
+        return ttnn.add(x, self.fc2(quick_gelu(hidden) if self.quick else hidden, dtype=ttnn.float32))
 
 
 class CLIPTextEncoder:
@@ -100,13 +103,14 @@ class CLIPTextEncoder:
         self.final_layer_norm = LayerNorm(model, "final_layer_norm", dim, config.layer_norm_eps)
 
     def __call__(self, ids: torch.Tensor) -> "ttnn.Tensor":
-        """ids: int64 [S], at most max_position_embeddings. Returns the pooled state, bfloat16 [1, 1, 1, hidden]."""
+        """ids: int64 [S], at most max_position_embeddings. Returns the pooled state, float32 [1, 1, 1, hidden]."""
         tokens, dim = len(ids), self.config.hidden_size
         mask = torch.full((1, 1, tokens, tokens), MASKED).triu(diagonal=1)
         mask = upload(mask, self.device, ttnn.float32)
         x = ttnn.add(
             self.token_embedding(upload(ids[None], self.device, ttnn.uint32, tiled=False)),
             self.position_embedding(upload(torch.arange(tokens)[None], self.device, ttnn.uint32, tiled=False)),
+            dtype=ttnn.float32,
         )
         x = ttnn.reshape(x, (1, 1, tokens, dim))
         for layer in self.layers:
