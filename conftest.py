@@ -1,6 +1,7 @@
 """Fixtures with tt-metal's names, tiny checkpoints, and the accuracy table at the end of a run."""
 
 import math
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,6 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def check_accuracy(request):
     """Holds a result against torch in float32 and in bfloat16, and adds a line to the table."""
-    rows = request.config.stash.setdefault(_ROWS, [])
 
     def check(
         module: str, out: torch.Tensor, reference: torch.Tensor, torch_bf16: torch.Tensor, limit: float = math.inf
@@ -50,16 +50,17 @@ def check_accuracy(request):
             f"{module}: relative RMSE {row.error:.5f} is {row.ratio:.2f} x that of torch bfloat16, "
             f"{row.torch_error:.5f}; PCC {row.pcc:.6f}"
         )
-        rows.append(row)
+        request.node.user_properties.append((_ROW, astuple(row)))
 
     return check
 
 
-_ROWS = pytest.StashKey[list[Accuracy]]()
+_ROW = "accuracy"
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash.get(_ROWS, [])
+def pytest_terminal_summary(terminalreporter):
+    passed = terminalreporter.getreports("passed")
+    rows = [Accuracy(*row) for report in passed for name, row in report.user_properties if name == _ROW]
     if not rows:
         return
     terminalreporter.section(f"accuracy against torch float32 (ratio at most {BAR})")

@@ -31,6 +31,7 @@ def calls(mesh_device, tiny_checkpoint, tmp_path):
         for size, precision in (("tiny", "bf16"), ("tiny", "bfp8"), ("odd", "bf16"), ("tiny_schnell", "bf16")):
             folder = tiny_checkpoint if size == "tiny" else make_checkpoint(tmp_path / size, size=size)
             edits(folder, precision, mesh_device)
+        edit_of_bucket(tiny_checkpoint, mesh_device)
         of_real_widths(mesh_device)
     return list(recorder.calls.values())
 
@@ -49,6 +50,14 @@ def edits(checkpoint, precision: str, device) -> None:
     pipe(image=picture(96, 64), **common)
     pipe(image=picture(96, 64), negative_prompt="blue", true_cfg_scale=2.0, height=64, width=64, **common)
     pipe(height=96, width=96, **common)
+
+
+def edit_of_bucket(checkpoint, device) -> None:
+    """At a trained size whose rows fill no tiles, nor all positions of its maps."""
+    pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=device, precision="bf16")
+    pipe.set_progress_bar_config(disable=True)
+    size = {"width": 1104, "height": 944}
+    pipe(picture(1104, 944), "make it blue", num_inference_steps=1, max_sequence_length=32, output_type="pt", **size)
 
 
 def of_real_widths(device) -> None:
