@@ -11,7 +11,7 @@ demo: .venv/ready
 	.venv/bin/python -m pytest demo
 
 test: .venv/ready
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadgroup
 
 benchmark: .venv/ready
 	.venv/bin/python -m reference.benchmark

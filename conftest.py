@@ -9,6 +9,7 @@ import torch
 
 from reference.accuracy import BAR, Accuracy, table
 from reference.make_checkpoint import make_checkpoint
+from tt_flux_kontext.backend import choose
 from tt_flux_kontext.device import open_device
 
 
@@ -56,6 +57,18 @@ def check_accuracy(request):
 
 
 _ROW = "accuracy"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: two processes, each of which takes up to 6 GB; a card takes one only."""
+    return 1 if choose() == "silicon" else 2
+
+
+def pytest_configure(config):
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -13,6 +13,14 @@ from tt_flux_kontext.planner.plan import Plan
 from tt_flux_kontext.weight_cache import VARIABLE
 
 
+def pytest_collection_modifyitems(config, items):
+    """Several processes: one of them takes all tests that share the planner's jobs."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.path.parent.name in ("mock", "perf"):
+                item.add_marker(pytest.mark.xdist_group("planner"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_weight_cache():
     """Tests leave the user's cache alone; those of the cache name a folder of their own."""
