@@ -15,10 +15,13 @@ from typing import NamedTuple
 import torch
 
 from .formats import aligned_sum, keep_significant_bits, leading_power, pack, round_to_bf16_
-from .gemm import grouped_product, is_grouped, product
+from .gemm import grouped_product, product
 from .matrix_unit import multiply
 from .types import TILE_SIZE, DataType, MathFidelity, WormholeComputeKernelConfig
 
+GROUPED_TERMS = 1 << 30
+"""Terms (H * Sq * Sk * D) of the largest call whose products are rounded in groups: more than elsewhere (``gemm``), for
+exact sums come out half of the kernels' error away."""
 BLOCK_ELEMENTS = 1 << 17
 """Scores worked on at a time: what stays in a core's cache."""
 
@@ -76,7 +79,8 @@ def attend(
     ``[H, Sq, Sk]`` is for a single sequence.
     """
     heads, length, width = q.shape
-    method = method._replace(grouped=is_grouped(q.numel() * sum(keys.shape[1] for keys, _ in sequences), q.device))
+    terms = q.numel() * sum(keys.shape[1] for keys, _ in sequences)
+    method = method._replace(grouped=terms <= GROUPED_TERMS and q.device.type == "cpu")
     rows = min(length, max(TILE_SIZE, BLOCK_ELEMENTS // max(method.keys, width)))
     longest = max(min(method.keys, keys.shape[1]) for keys, _ in sequences)
     group = max(1, BLOCK_ELEMENTS // (rows * max(longest, width)))
