@@ -57,8 +57,8 @@ EXACT = Precision(linear_weights="bfloat16", math_fidelity="HiFi4")
 # HiFi3 leaves out the product of the operands' lowest bits, 1e-4 of a sum, and takes three quarters of the time.
 FULL = Precision(linear_weights="bfloat16", math_fidelity="HiFi3")
 # HiFi2 drops the lowest bit of bfloat16 activations, a bias of 0.3 % in every product, of 0.8 % in attention. Beside
-# the error of bfloat8_b weights it doesn't matter. Attention in HiFi3 would take 15 % more of a step, and whole edits don't
-# show it: their median error is 0.34 % with it and 0.36 % without.
+# the error of bfloat8_b weights it doesn't matter. Attention in HiFi3 would take 15 % more of a step, and whole edits
+# don't show it: their median error is 0.34 % with it and 0.36 % without.
 COMPACT = Precision(linear_weights="bfloat8_b", math_fidelity="HiFi2")
 
 

@@ -39,7 +39,10 @@ def program(keys=512, fast=False):
     )
 
 
-def attention(put, q, k, v, *, program=program(), config=config(), is_causal=False, **other):
+PROGRAM, CONFIG = program(), config()
+
+
+def attention(put, q, k, v, *, program=PROGRAM, config=CONFIG, is_causal=False, **other):
     out = ttnn.transformer.scaled_dot_product_attention(
         put(q), put(k), put(v), is_causal=is_causal, program_config=program, compute_kernel_config=config, **other
     )

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from . import matrix_unit
 from .checks import check, check_dtype, check_layout, check_operands, describe
 from .device import MeshDevice

@@ -15,7 +15,7 @@ from .formats import aligned_sum, as_multiplied
 from .gemm import ACCURATE
 from .matrix_unit import multiply
 from .tensor import Tensor, device_tensor
-from .types import TILE_SIZE, DataType, Layout, MathFidelity, MemoryConfig, WormholeComputeKernelConfig
+from .types import TILE_SIZE, DataType, Layout, MemoryConfig, WormholeComputeKernelConfig
 
 _NORMALISED = (DataType.BFLOAT16, DataType.FLOAT32, DataType.BFLOAT8_B)
 _ROW_BYTES = 1_280_000

@@ -6,7 +6,6 @@ from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.rope import Rope
 from tt_flux_kontext.models.weights import Weights
 
-
 # Parameters of activations that TT-NN otherwise takes from a coarse table: for GELU it is 1 % off.
 _EXACT_FORMS = {"GELU": (0.0,)}
 
