@@ -27,9 +27,9 @@ def test_vector(mesh_device, compare, name):
 def test_edit_is_the_kernels_picture(mesh_device):
     """The README's edit, which the kernels made with the VAE's norms in bfloat16.
 
-    A bit that differs early makes all later roundings others, so that two exact devices would not agree better than
-    this either: results with independent errors of the same size are sqrt(2) times as far from each other as from the
-    truth.
+    A bit that differs early makes all later roundings others: with the models that the kernels ran, pictures by the
+    emulator are 0.43 to 0.50 % from each other when the starting noise is changed by a millionth. Results with
+    independent errors of the same size are sqrt(2) times as far from each other as from the truth.
     """
     kernels, ours = load_picture(PICTURE), edited_by_ours(Bench(mesh_device), STEPS)
     theirs = edited(torch_pipeline(), STEPS)
