@@ -13,8 +13,9 @@ from tt_flux_kontext.planner.plan import Plan
 from tt_flux_kontext.weight_cache import VARIABLE
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config, items):
-    """Several processes: one of them takes all tests that share the planner's jobs."""
+    """Of several processes one takes all tests that share the planner's jobs."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if item.path.parent.name in ("mock", "perf"):
