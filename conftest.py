@@ -1,6 +1,7 @@
 """Fixtures with tt-metal's names, tiny checkpoints, and the accuracy table at the end of a run."""
 
 import math
+import os
 from dataclasses import astuple
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_configure(config):
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     if workers > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+        threads = max(1, torch.get_num_threads() // workers)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of processes that tests start
 
 
 def pytest_terminal_summary(terminalreporter):
