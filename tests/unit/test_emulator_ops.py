@@ -1,7 +1,9 @@
 """Operations against torch in fp32, at the precision their formats and configurations allow."""
 
+import importlib
 import math
 
+import numba
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tt_flux_kontext.emulator as ttnn
-from tt_flux_kontext.emulator import gemm, vector_unit
+from tt_flux_kontext.emulator import gemm, grouped_sums, vector_unit
 
 TILE, RM = ttnn.TILE_LAYOUT, ttnn.ROW_MAJOR_LAYOUT
 BF16_ERROR = 3e-3
@@ -141,6 +143,20 @@ def test_terms_are_rounded_in_groups(put, randn, monkeypatch, fidelity, phases, 
     monkeypatch.setattr(gemm, "GROUPED_TERMS", 0)
     plain = ttnn.to_torch(ttnn.matmul(put(x), put(w), **options)).double()
     assert 1e-4 < (plain - expected).norm() / expected.norm() < PRODUCT_ERROR
+
+
+def test_terms_are_rounded_where_no_folder_can_be_written(monkeypatch, randn):
+    """numba then has no place for what it compiled."""
+    left, right, compiled = randn(1, 8, 32), randn(1, 32, 40), numba.njit
+    expected = grouped_sums.grouped_sums(left, right)
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function")
+        return compiled(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert torch.equal(importlib.reload(grouped_sums).grouped_sums(left, right), expected)
 
 
 def test_bias_is_added_by_the_matrix_unit(put, randn):

@@ -40,7 +40,16 @@ def grouped_sums(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def _compiled(function):
+    """On its first call, which takes a second; and kept for the next process, where there is a folder to keep it in."""
+    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # numba's, where none can be written
+        return numba.njit(**options)(function)
+
+
+@_compiled
 def _add_products(left, left_powers, right, right_bits, out):
     """Adds ``left[M, K] @ right[K, N]`` to ``out``. The inner loop becomes vector instructions."""
     terms, columns = right.shape
