@@ -163,7 +163,7 @@ class Editor:
         pooled = []
         for text in edit.texts:
             if text.pooled is not None:
-                pooled += [upload(row[None, None, None], self.device, ttnn.bfloat16) for row in text.pooled]
+                pooled += [upload(row[None, None, None], self.device, ttnn.float32) for row in text.pooled]
                 continue
             length = self.tokenizer.model_max_length
             rest = f"T5 still reads the first {edit.max_sequence_length}." if text.t5 == text.clip else ""
