@@ -5,8 +5,8 @@ import torch
 from .checks import check, check_dtype, check_layout, check_operands, describe
 from .device import MeshDevice
 from .eltwise import FLOATS, activation_of
-from .formats import as_multiplied, multiplier_operands, pack, storage_dtype
-from .gemm import ACCURATE, add_bias, is_grouped, product
+from .formats import as_multiplied, pack, storage_dtype
+from .gemm import ACCURATE, add_bias, exact_operands, is_grouped, product
 from .grouped_sums import GROUP
 from .tensor import Tensor
 from .transfer import from_torch, to_torch
@@ -138,11 +138,11 @@ def _convolve(band, weight, stride, dilation, config, grouped: bool) -> torch.Te
     if grouped or not config.fp32_dest_acc_en:
         return _convolve_as_product(band, weight, stride, dilation, config, grouped)
     image, filters = as_multiplied(band).permute(2, 0, 1).unsqueeze(0), as_multiplied(weight).permute(3, 2, 0, 1)
-    total = 0
-    for pair in multiplier_operands(image, filters, config.math_fidelity):
-        pixels, weights = (values.to(torch.float32, memory_format=torch.channels_last) for values in pair)
-        total = torch.nn.functional.conv2d(pixels, weights, stride=stride, dilation=dilation) + total
-    return total[0].permute(1, 2, 0)
+    pixels, weights = (
+        values.to(torch.float32, memory_format=torch.channels_last)
+        for values in exact_operands(image, filters, config.math_fidelity)
+    )
+    return torch.nn.functional.conv2d(pixels, weights, stride=stride, dilation=dilation)[0].permute(1, 2, 0)
 
 
 def _convolve_as_product(band, weight, stride, dilation, config, grouped):
