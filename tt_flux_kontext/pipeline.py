@@ -37,8 +37,6 @@ from tt_flux_kontext.schedule import load_scheduler, sigma_schedule
 from tt_flux_kontext.turns import Turn, one_at_a_time
 
 USUAL_EDIT = EditSize(text_tokens=512, image_tokens=2 * 64 * 64, pixels=1024 * 1024)
-
-
 HOST_BYTES_A_PIXEL = 64  # of a result: float32 as decoded, stacked, and on the way to 8 bits
 HOST_BYTES_A_STEP = 100  # of levels, as Python's numbers and in the scheduler's tensors
 

@@ -14,9 +14,9 @@ from .formats import leading_power
 GROUP = 8
 """Terms that are rounded to one grid."""
 
-_GRID = 1.5 * 2**13
+GRID = 1.5 * 2**13
 """Next to an offset of so many times a group's largest power, an fp32 sum is a multiple of the grid."""
-_NO_TIES = 1 + 2.0**-13
+NO_TIES = 1 + 2.0**-13
 """Terms so much larger are no ties, and none of them reaches the next multiple."""
 _SMALLEST = np.float32(2.0**-63)
 """Smaller values count as this much, so that products of powers are not denormal."""
@@ -32,9 +32,9 @@ def grouped_sums(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if missing:
         left, right = torch.nn.functional.pad(left, (0, missing)), torch.nn.functional.pad(right, (0, 0, 0, missing))
     left, right = left.contiguous(), right.contiguous()
-    powers = leading_power(left).clamp_(min=_SMALLEST).mul_(_GRID)
+    powers = leading_power(left).clamp_(min=_SMALLEST).mul_(GRID)
     out = left.new_zeros(*left.shape[:2], right.shape[2])
-    arrays = [tensor.numpy() for tensor in (left * _NO_TIES, powers, right, right.view(torch.int32), out)]
+    arrays = [tensor.numpy() for tensor in (left * NO_TIES, powers, right, right.view(torch.int32), out)]
     for batch in zip(*arrays):
         _add_products(*batch)
     return out

@@ -12,14 +12,8 @@ Source: Tenstorrent's simulator of the Tensix core, with which products agree ex
 import torch
 
 from .formats import as_multiplied, keep_significant_bits, leading_power, multiplier_operands
+from .grouped_sums import GRID, GROUP, NO_TIES
 from .types import MathFidelity
-
-GROUP = 8
-"""Terms that are rounded to one grid."""
-_GRID = 1.5 * 2**13
-"""Next to an offset of so many times a group's leading bit, an fp32 sum is a multiple of the grid."""
-_NO_TIES = 1 + 2.0**-13
-"""Terms so much larger are no ties, and none of them reaches the next one."""
 
 
 def multiply(a: torch.Tensor, b: torch.Tensor, fidelity: MathFidelity) -> torch.Tensor:
@@ -43,8 +37,8 @@ def row_sums(terms: torch.Tensor, fidelity: MathFidelity, rounded: bool = True) 
     width = terms.shape[-1]
     powers = torch.nn.functional.pad(leading_power(upper), (0, -width % GROUP))
     largest = torch.nn.functional.max_pool1d(powers.view(1, -1, powers.shape[-1]), GROUP)
-    offset = largest.mul_(_GRID).repeat_interleave(GROUP, -1)[..., :width].view_as(upper)
-    total = torch.add(offset, upper, alpha=_NO_TIES).sub_(offset)
+    offset = largest.mul_(GRID).repeat_interleave(GROUP, -1)[..., :width].view_as(upper)
+    total = torch.add(offset, upper, alpha=NO_TIES).sub_(offset)
     if whole:
         total.add_(terms.sub_(upper))
     return total.sum(-1, keepdim=True)
@@ -58,8 +52,8 @@ def column_sums(
     upper, scaler_upper = keep_significant_bits(terms, 5), keep_significant_bits(scaler, 7)
     if rounded:
         groups, powers = (values.unflatten(-2, (-1, GROUP)) for values in (upper, leading_power(upper)))
-        offset = powers.amax(-2, keepdim=True).mul_(_GRID * leading_power(scaler))
-        total = torch.add(offset, groups, alpha=_NO_TIES * scaler_upper.item()).sub_(offset).sum((-3, -2))
+        offset = powers.amax(-2, keepdim=True).mul_(GRID * leading_power(scaler))
+        total = torch.add(offset, groups, alpha=NO_TIES * scaler_upper.item()).sub_(offset).sum((-3, -2))
     else:
         total = upper.sum(-2) * scaler_upper
     if fidelity is MathFidelity.LoFi:
