@@ -32,20 +32,25 @@ def allocated(device, kind=ttnn.BufferType.DRAM):
 
 # What TT-NN 0.81.1 reports on its mock devices.
 @pytest.mark.parametrize(
-    "system, arch, grid, banks, bank_bytes",
+    "system, mesh, arch, grid, banks, bank_bytes",
     [
-        ("n150", ttnn.Arch.WORMHOLE_B0, (8, 8), 12, 1_072_693_184),
-        ("p100", ttnn.Arch.BLACKHOLE, (11, 10), 7, 4_277_141_376),
-        ("p150", ttnn.Arch.BLACKHOLE, (11, 10), 8, 4_277_141_376),
+        ("n150", (1, 1), ttnn.Arch.WORMHOLE_B0, (8, 8), 12, 1_072_693_184),
+        ("n300", (1, 2), ttnn.Arch.WORMHOLE_B0, (8, 8), 12, 1_072_693_184),
+        ("t3k", (2, 4), ttnn.Arch.WORMHOLE_B0, (8, 8), 12, 1_072_693_184),
+        ("galaxy", (8, 4), ttnn.Arch.WORMHOLE_B0, (8, 9), 12, 1_072_693_184),
+        ("p100", (1, 1), ttnn.Arch.BLACKHOLE, (11, 10), 7, 4_277_141_376),
+        ("p150", (1, 1), ttnn.Arch.BLACKHOLE, (11, 10), 8, 4_277_141_376),
+        ("p300", (1, 2), ttnn.Arch.BLACKHOLE, (11, 10), 8, 4_277_141_376),
+        ("p150x4", (2, 2), ttnn.Arch.BLACKHOLE, (11, 10), 8, 4_277_141_376),
     ],
 )
-def test_systems(restore_system, system, arch, grid, banks, bank_bytes):
+def test_systems(restore_system, system, mesh, arch, grid, banks, bank_bytes):
     ttnn.configure(system)
-    device = ttnn.open_mesh_device(ttnn.MeshShape(1, 1))
+    device = ttnn.open_mesh_device(ttnn.MeshShape(mesh))
     view = ttnn.get_memory_view(device, ttnn.BufferType.DRAM)
     assert device.arch() is arch and tuple(device.compute_with_storage_grid_size()) == grid
     assert (view.num_banks, view.total_bytes_per_bank) == (banks, bank_bytes)
-    assert device.get_num_devices() == 1 and tuple(device.shape) == (1, 1)
+    assert device.get_num_devices() == ttnn.get_num_devices() == math.prod(mesh) and tuple(device.shape) == mesh
 
 
 @pytest.mark.parametrize(
@@ -193,7 +198,7 @@ def test_a_closed_device_allocates_nothing(device):
 
 
 def test_unknown_systems_and_meshes_are_refused(restore_system):
-    with pytest.raises(ValueError, match="n150, p100, p150"):
+    with pytest.raises(ValueError, match="n150, n300, t3k"):
         ttnn.configure("n151")
-    with pytest.raises(RuntimeError, match="only one chip"):
+    with pytest.raises(RuntimeError, match="does not fit"):
         ttnn.open_mesh_device(ttnn.MeshShape(1, 2))

@@ -5,15 +5,25 @@ rounding of the hardware (``formats``), memory is counted as on the chosen syste
 TT-NN would read freed memory or go wrong silently, the emulator refuses.
 """
 
-from . import experimental, transformer
+from . import cluster, experimental, transformer
 from .convolution import conv2d
 from .device import (
     MeshDevice,
     close_mesh_device,
     configure,
     get_memory_view,
+    get_num_devices,
     open_mesh_device,
+    set_fabric_config,
     synchronize_device,
+)
+from .distribution import (
+    MeshComposerConfig,
+    MeshMapperConfig,
+    PlacementReplicate,
+    PlacementShard,
+    create_mesh_composer,
+    create_mesh_mapper,
 )
 from .eltwise import add, addcmul, gelu, mul, multiply, relu, sigmoid, silu, subtract, tanh
 from .group_normalization import (
@@ -22,10 +32,12 @@ from .group_normalization import (
     group_norm,
 )
 from .matmul import linear, matmul
+from .mesh import get_device_tensors
 from .movement import concat, embedding, fill_implicit_tile_padding, pad, permute, reshape, slice, upsample
 from .normalization import layer_norm, rms_norm, softmax
 from .tensor import Tensor, deallocate, is_tensor_storage_on_device
 from .transfer import (
+    copy_host_to_device_tensor,
     dump_tensor,
     empty,
     from_device,
@@ -48,8 +60,11 @@ from .types import (
     Conv2dConfig,
     CoreCoord,
     CoreGrid,
+    CoreRange,
+    CoreRangeSet,
     DataType,
     DumpTensorMode,
+    FabricConfig,
     GeluVariant,
     Layout,
     MathFidelity,
@@ -60,6 +75,7 @@ from .types import (
     Shape,
     StorageType,
     TensorMemoryLayout,
+    Topology,
     UnaryOpType,
     UnaryWithParam,
     WormholeComputeKernelConfig,

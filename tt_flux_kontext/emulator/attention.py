@@ -7,6 +7,7 @@ import torch
 from .checks import check, check_dtype, check_layout, check_operands, check_padding, check_rank, describe
 from .flash_attention import Method, attend
 from .formats import pack
+from .mesh import per_chip
 from .tensor import Tensor, device_tensor
 from .types import (
     TILE_SIZE,
@@ -21,6 +22,7 @@ from .types import (
 _PACKED = (DataType.BFLOAT16, DataType.BFLOAT8_B, DataType.BFLOAT4_B)
 
 
+@per_chip
 def scaled_dot_product_attention(
     input_tensor_q: Tensor,
     input_tensor_k: Tensor,
@@ -79,6 +81,7 @@ def scaled_dot_product_attention(
     return device_tensor(out, q, memory_config=memory_config)
 
 
+@per_chip
 def joint_scaled_dot_product_attention(
     input_tensor_q: Tensor,
     input_tensor_k: Tensor,

@@ -8,6 +8,7 @@ from .eltwise import FLOATS, activation_of
 from .formats import as_multiplied, pack, storage_dtype
 from .gemm import ACCURATE, add_bias, exact_operands, is_grouped, product
 from .grouped_sums import GROUP
+from .mesh import per_chip
 from .tensor import Tensor
 from .transfer import from_torch, to_torch
 from .types import Conv2dConfig, DataType, Layout, MathFidelity, MemoryConfig, StorageType, WormholeComputeKernelConfig
@@ -16,6 +17,7 @@ OUTPUT_ELEMENTS = 1 << 22
 """Elements of output computed at a time, in whole rows of pixels, so that fp32 temporaries stay small."""
 
 
+@per_chip
 def conv2d(
     *,
     input_tensor: Tensor,

@@ -1,35 +1,48 @@
-"""Devices of the emulator: their grids, and the memory their tensors occupy.
+"""Devices of the emulator: their chips' grids, and the memory their tensors occupy.
 
-No data is laid out in banks here; only the bytes are counted, bank by bank as TT-NN's interleaved allocator does:
-pages (a tile, or a row of a row-major tensor) go round-robin over the banks, each page padded to the alignment.
-Fragmentation is not modelled. Bank sizes and grids are what TT-NN 0.81.1 reports for each system.
+No data is laid out in banks here; only the bytes are counted, chip by chip and bank by bank as TT-NN's interleaved
+allocator does: pages (a tile, or a row of a row-major tensor) go round-robin over the banks, each page padded to the
+alignment. Fragmentation is not modelled. Bank sizes and grids are what TT-NN 0.81.1 reports for each system.
 """
 
 import math
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .checks import check
-from .types import Arch, BufferType, CoreCoord, MeshShape
+from .types import Arch, BufferType, CoreCoord, FabricConfig, MeshShape
 
 
 class System(NamedTuple):
+    """A mesh of equal chips."""
+
     arch: Arch
     grid: CoreCoord
     dram_banks: int
     dram_bank_bytes: int
     dram_alignment: int
     l1_bank_bytes: int
+    mesh: MeshShape = MeshShape(1, 1)
 
 
+_N150 = System(Arch.WORMHOLE_B0, CoreCoord(8, 8), 12, 1_072_693_184, 32, 1_393_312)
+_P150 = System(Arch.BLACKHOLE, CoreCoord(11, 10), 8, 4_277_141_376, 64, 1_461_120)
 SYSTEMS = {
-    "n150": System(Arch.WORMHOLE_B0, CoreCoord(8, 8), 12, 1_072_693_184, 32, 1_393_312),
-    "p100": System(Arch.BLACKHOLE, CoreCoord(11, 10), 7, 4_277_141_376, 64, 1_461_120),
-    "p150": System(Arch.BLACKHOLE, CoreCoord(11, 10), 8, 4_277_141_376, 64, 1_461_120),
+    "n150": _N150,
+    "n300": _N150._replace(mesh=MeshShape(1, 2)),
+    "t3k": _N150._replace(mesh=MeshShape(2, 4)),
+    "galaxy": _N150._replace(mesh=MeshShape(8, 4), grid=CoreCoord(8, 9)),
+    "p100": _P150._replace(dram_banks=7),
+    "p150": _P150,
+    "p300": _P150._replace(mesh=MeshShape(1, 2)),
+    "p150x4": _P150._replace(mesh=MeshShape(2, 2)),
 }
 L1_ALIGNMENT = 16
 
-_next_device = {"system": "n150", "torch_device": "cpu"}
+_next_device = {"system": "n150", "torch_device": "cpu", "fabric": FabricConfig.DISABLED}
+_devices = weakref.WeakSet()
 
 
 def configure(system: str = "n150", torch_device: str = "cpu") -> None:
@@ -40,6 +53,29 @@ def configure(system: str = "n150", torch_device: str = "cpu") -> None:
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}: the emulator knows {', '.join(SYSTEMS)}")
     _next_device.update(system=system, torch_device=torch_device)
+
+
+def set_fabric_config(config: FabricConfig) -> None:
+    """Choose what the chips of the next opened mesh exchange data over; without a fabric there are no collectives.
+
+    Raises RuntimeError for a fabric while a device is open.
+    """
+    any_open = any(device.is_open for device in _devices)
+    check(
+        config is FabricConfig.DISABLED or not any_open,
+        "set_fabric_config",
+        f"{config} is not allowed while devices are still open",
+    )
+    _next_device["fabric"] = config
+
+
+def configured_system() -> str:
+    return _next_device["system"]
+
+
+def get_num_devices() -> int:
+    """How many chips the configured system has."""
+    return SYSTEMS[_next_device["system"]].mesh.mesh_size()
 
 
 @dataclass(frozen=True)
@@ -86,12 +122,14 @@ class MemoryPool:
 class MeshDevice:
     """A 1 x 1 mesh: one emulated chip. ``torch_device`` is where torch keeps its tensors."""
 
-    def __init__(self, system: System, torch_device: str, l1_small_size: int):
-        self.shape = MeshShape(1, 1)
+    shape = MeshShape(1, 1)
+    fabric = FabricConfig.DISABLED
+
+    def __init__(self, system: System, torch_device: str, l1_small_size: int, number: int = 0):
         self.torch_device = torch_device
         self.l1_small_size = l1_small_size
         self.is_open = True
-        self._system = system
+        self._system, self._number = system, number
         cores = system.grid.x * system.grid.y
         self.pools = {
             BufferType.DRAM: MemoryPool(
@@ -101,45 +139,106 @@ class MeshDevice:
         }
 
     def __repr__(self) -> str:
-        return "MeshDevice(1x1 grid, 1 devices)"
+        return f"MeshDevice({self.shape[0]}x{self.shape[1]} grid, {len(self.chips)} devices)"
+
+    @property
+    def chips(self) -> Sequence["MeshDevice"]:
+        """Each chip as a mesh of its own, row by row."""
+        return (self,)
 
     def arch(self) -> Arch:
         return self._system.arch
 
     def compute_with_storage_grid_size(self) -> CoreCoord:
+        """Of each chip."""
         return self._system.grid
 
     def get_num_devices(self) -> int:
-        return 1
+        return len(self.chips)
+
+    def get_device_ids(self) -> list[int]:
+        """Numbers of the chips, here in the order of the system's mesh."""
+        return [chip._number for chip in self.chips]
+
+    def create_submeshes(self, shape: MeshShape) -> list["MeshDevice"]:
+        """The meshes of that shape that this one divides into, row by row; they share its chips and their memory.
+
+        Raises RuntimeError for a shape that does not divide it.
+        """
+        divides = all(whole % part == 0 for whole, part in zip(self.shape, shape, strict=True))
+        check(divides, "create_submeshes", f"{self.shape} is not divisible by submesh shape {shape}")
+        (rows, columns), (height, width) = shape, self.shape
+        grid = [self.chips[start : start + width] for start in range(0, height * width, width)]
+        return [
+            _mesh(shape, [chip for row in grid[top : top + rows] for chip in row[left : left + columns]], self.fabric)
+            for top in range(0, height, rows)
+            for left in range(0, width, columns)
+        ]
 
     @property
     def peak_dram_bytes(self) -> int:
-        """The most DRAM in use at once since opening or the last ``reset_peak_dram_bytes``, over all banks."""
-        pool = self.pools[BufferType.DRAM]
-        return pool.peak * pool.num_banks
+        """The most DRAM in use at once, over a chip's banks, since opening or the last ``reset_peak_dram_bytes``."""
+        return max(pool.peak * pool.num_banks for pool in self._dram())
 
     def reset_peak_dram_bytes(self) -> None:
         """Let the peak start anew from what is in use now."""
-        pool = self.pools[BufferType.DRAM]
-        pool.peak = pool.allocated
+        for pool in self._dram():
+            pool.peak = pool.allocated
+
+    def _dram(self):
+        return [chip.pools[BufferType.DRAM] for chip in self.chips]
+
+
+class SeveralChips(MeshDevice):
+    """A mesh of more than one chip. ``fabric`` is what they exchange data over."""
+
+    def __init__(self, shape: MeshShape, chips: Sequence[MeshDevice], fabric: FabricConfig):
+        self.shape, self._chips, self.fabric = shape, tuple(chips), fabric
+        first = self.chips[0]
+        self.torch_device, self.l1_small_size, self._system = first.torch_device, first.l1_small_size, first._system
+
+    @property
+    def chips(self) -> Sequence[MeshDevice]:
+        return self._chips
+
+    @property
+    def is_open(self) -> bool:
+        return all(chip.is_open for chip in self.chips)
+
+
+def _mesh(shape: MeshShape, chips: Sequence[MeshDevice], fabric: FabricConfig) -> MeshDevice:
+    return SeveralChips(shape, chips, fabric) if len(chips) > 1 else chips[0]
 
 
 def open_mesh_device(
     mesh_shape=None, l1_small_size: int = 0, trace_region_size: int = 0, num_command_queues: int = 1
 ) -> MeshDevice:
-    """Open the configured device. Raises RuntimeError for a mesh of more than one chip.
+    """Open the configured device, or as many of its chips as ``mesh_shape`` has (one by default).
 
-    ``l1_small_size``: bytes of L1 set aside on each core; convolutions need some. ``trace_region_size`` and
-    ``num_command_queues`` are accepted for the sake of callers, and have no counterpart here.
+    The shape is a line, or fits into the system's mesh, which may be turned. ``l1_small_size``: bytes of L1 set aside
+    on each core; convolutions need some. ``trace_region_size`` and ``num_command_queues`` are accepted for the sake of
+    callers, and have no counterpart here. Raises RuntimeError for other shapes, and with a fabric for fewer chips than
+    the system has.
     """
-    mesh_shape = tuple(mesh_shape or (1, 1))
-    check(math.prod(mesh_shape) == 1, "open_mesh_device", f"mesh shape {list(mesh_shape)}: only one chip is emulated")
-    return MeshDevice(SYSTEMS[_next_device["system"]], _next_device["torch_device"], l1_small_size)
+    op, shape = "open_mesh_device", MeshShape(mesh_shape or (1, 1))
+    system, fabric = SYSTEMS[_next_device["system"]], _next_device["fabric"]
+    count = shape.mesh_size()
+    check(len(shape) == 2 and count > 0, op, f"a mesh has rows and columns, got {shape}")
+    fits = any(shape[0] <= rows and shape[1] <= columns for rows, columns in (system.mesh, system.mesh[::-1]))
+    fits = fits or 1 in shape and count <= system.mesh.mesh_size()
+    check(fits, op, f"{shape} does not fit into the system's mesh {system.mesh}")
+    whole = fabric is FabricConfig.DISABLED or count == system.mesh.mesh_size()
+    check(whole, op, f"a fabric needs all chips of {system.mesh}, got {shape}: open it and create submeshes")
+    chips = [MeshDevice(system, _next_device["torch_device"], l1_small_size, number) for number in range(count)]
+    device = _mesh(shape, chips, fabric)
+    _devices.add(device)
+    return device
 
 
 def close_mesh_device(mesh_device: MeshDevice) -> None:
     """Close the device: allocating on it is an error from now on."""
-    mesh_device.is_open = False
+    for chip in mesh_device.chips:
+        chip.is_open = False
 
 
 def synchronize_device(device: MeshDevice) -> None:
@@ -147,5 +246,5 @@ def synchronize_device(device: MeshDevice) -> None:
 
 
 def get_memory_view(device: MeshDevice, buffer_type: BufferType) -> MemoryView:
-    """What is in use and free in one kind of the device's memory, in bytes per bank."""
-    return device.pools[buffer_type].view()
+    """What is in use and free in one kind of a chip's memory, in bytes per bank; of a mesh, its fullest chip's."""
+    return max((chip.pools[buffer_type] for chip in device.chips), key=lambda pool: pool.allocated).view()

@@ -20,6 +20,7 @@ from .formats import (
     round_to_bf16_,
     storage_dtype,
 )
+from .mesh import per_chip
 from .tensor import Tensor, device_tensor
 from .types import DataType, GeluVariant, Layout, MemoryConfig, UnaryOpType, UnaryWithParam
 
@@ -125,6 +126,7 @@ def _binary(op, compute, to_bf16, a, b, dtype, memory_config, activations, a_act
     return device_tensor(values, *operands, dtype=dtype, memory_config=memory_config or a.memory_config())
 
 
+@per_chip
 def add(
     input_tensor_a: Tensor,
     input_tensor_b,
@@ -148,6 +150,7 @@ def add(
     return _binary("add", compute, round_to_bf16_, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
 
 
+@per_chip
 def subtract(
     input_tensor_a: Tensor,
     input_tensor_b,
@@ -167,6 +170,7 @@ def subtract(
     return _binary("subtract", compute, round_to_bf16_, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
 
 
+@per_chip
 def multiply(
     input_tensor_a: Tensor,
     input_tensor_b,
@@ -192,6 +196,7 @@ def multiply(
 mul = multiply
 
 
+@per_chip
 def addcmul(
     input_a: Tensor,
     input_b: Tensor,
@@ -225,26 +230,31 @@ def _unary(op, activation, tensor, memory_config):
     return device_tensor(values, tensor, memory_config=memory_config or tensor.memory_config())
 
 
+@per_chip
 def silu(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """``x * sigmoid(x)``"""
     return _unary("silu", UnaryOpType.SILU, input_tensor, memory_config)
 
 
+@per_chip
 def sigmoid(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """``1 / (1 + exp(-x))``"""
     return _unary("sigmoid", UnaryOpType.SIGMOID, input_tensor, memory_config)
 
 
+@per_chip
 def tanh(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """Hyperbolic tangent."""
     return _unary("tanh", UnaryOpType.TANH, input_tensor, memory_config)
 
 
+@per_chip
 def relu(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """``max(x, 0)``"""
     return _unary("relu", UnaryOpType.RELU, input_tensor, memory_config)
 
 
+@per_chip
 def gelu(
     input_tensor: Tensor,
     *,

@@ -15,6 +15,7 @@ from .device import MeshDevice
 from .formats import CHUNK_ELEMENTS, aligned_sum, keep_significant_bits, pack, round_to_bf16_
 from .gemm import ACCURATE
 from .matrix_unit import GROUP, column_sums, multiply
+from .mesh import per_chip
 from .tensor import Tensor, device_tensor
 from .transfer import from_torch
 from .types import TILE_SIZE, CoreGrid, DataType, Layout, MemoryConfig, WormholeComputeKernelConfig
@@ -25,6 +26,7 @@ _SLOT_BYTES = 16
 """Pitch at which a core's sum is put beside the others'."""
 
 
+@per_chip
 def determine_expected_group_norm_dram_grid_size(
     *, device: MeshDevice, num_channels: int, num_groups: int, input_nhw: int, num_batches: int = 1
 ) -> CoreGrid:
@@ -49,6 +51,7 @@ def _virtual_columns(grid_x: int, channels: int, groups: int) -> int:
     return max(n for n in range(1, grid_x + 1) if groups % n == channels % n == 0 and channels // n % TILE_SIZE == 0)
 
 
+@per_chip
 def dram_group_norm_params_from_torch(
     torch_params,
     channels_per_device: int,
@@ -84,6 +87,7 @@ def dram_group_norm_params_from_torch(
     return params, from_torch(mask.unsqueeze(0).float(), dtype, layout=Layout.TILE, device=device)
 
 
+@per_chip
 def group_norm(
     input_tensor: Tensor,
     *,

@@ -9,6 +9,7 @@ from .eltwise import chunked
 from .formats import as_multiplied, multiplier_operands
 from .gemm import ACCURATE
 from .matrix_unit import multiply
+from .mesh import per_chip
 from .tensor import Tensor, device_tensor
 from .types import TILE_SIZE, DataType, Layout, MemoryConfig, WormholeComputeKernelConfig
 
@@ -16,6 +17,7 @@ _BLOCK_TILES = 4
 """Tiles of a row that the kernel's steps wait for: what the destination registers hold in fp32."""
 
 
+@per_chip
 def dit_fused_distributed_rmsnorm(
     input_tensor: Tensor,
     cluster_axis: int | None,

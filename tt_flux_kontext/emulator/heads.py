@@ -3,10 +3,12 @@
 from .checks import check, check_dtype, check_layout, check_operands, check_rank, describe
 from .eltwise import aligned_sum, chunked
 from .formats import pack, round_to_bf16_
+from .mesh import per_chip
 from .tensor import Tensor, device_tensor
 from .types import TILE_SIZE, DataType, Layout, MemoryConfig, WormholeComputeKernelConfig
 
 
+@per_chip
 def nlp_create_qkv_heads(
     input: Tensor,
     *,
@@ -38,6 +40,7 @@ def nlp_create_qkv_heads(
     return tuple(device_tensor(part, input, memory_config=memory_config) for part in (q, k, v))
 
 
+@per_chip
 def nlp_concat_heads(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """``[B, H, S, D]`` to ``[B, 1, S, H * D]``. Raises RuntimeError for heads that are not whole tiles wide."""
     op = "nlp_concat_heads"
@@ -50,6 +53,7 @@ def nlp_concat_heads(input_tensor: Tensor, *, memory_config: MemoryConfig | None
     return device_tensor(values, input_tensor, memory_config=memory_config)
 
 
+@per_chip
 def rotary_embedding_llama(
     input_tensor: Tensor,
     cos_cache: Tensor,

@@ -8,6 +8,7 @@ from .checks import check, check_dtype, check_layout, check_operands, describe
 from .eltwise import FLOATS, activation_of
 from .formats import aligned_sum, as_multiplied, multiplier_phases, storage_dtype
 from .gemm import ACCURATE, Finish, gemm
+from .mesh import per_chip
 from .tensor import Tensor, device_tensor
 from .types import (
     TILE_SIZE,
@@ -21,6 +22,7 @@ from .types import (
 )
 
 
+@per_chip
 def matmul(
     input_tensor_a: Tensor,
     input_tensor_b: Tensor,
@@ -46,6 +48,7 @@ def matmul(
     )  # fmt: skip
 
 
+@per_chip
 def linear(
     input_tensor_a: Tensor,
     input_tensor_b: Tensor,
@@ -116,6 +119,7 @@ def _matmul(
     return device_tensor(out, a, dtype=dtype, memory_config=memory_config)
 
 
+@per_chip
 def minimal_matmul(
     input_tensor: Tensor | Sequence[Tensor],
     weight_tensor: Tensor,
@@ -136,6 +140,7 @@ def minimal_matmul(
     return device_tensor(out, parts[0], dtype=dtype, memory_config=memory_config)
 
 
+@per_chip
 def minimal_matmul_split(
     input_tensor: Tensor,
     weight_tensor: Tensor,
@@ -163,6 +168,7 @@ def minimal_matmul_split(
     ]
 
 
+@per_chip
 def dit_minimal_matmul_addcmul_fused(
     matmul_input_tensor: Tensor,
     matmul_weight_tensor: Tensor,

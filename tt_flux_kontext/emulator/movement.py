@@ -7,10 +7,12 @@ import torch
 
 from .checks import check, check_dtype, check_operands, check_rank, describe
 from .formats import pack
+from .mesh import per_chip
 from .tensor import Tensor, device_tensor, padded_shape
 from .types import TILE_SIZE, DataType, Layout, MemoryConfig, Shape
 
 
+@per_chip
 def slice(
     input_tensor: Tensor,
     slice_start,
@@ -44,6 +46,7 @@ def slice(
     return device_tensor(values, input_tensor, dtype=dtype, memory_config=memory_config or input_tensor.memory_config())
 
 
+@per_chip
 def concat(tensors, dim: int = 0, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """The tensors one after the other along ``dim``. Block floats joined inside a tile become bf16.
 
@@ -68,6 +71,7 @@ def concat(tensors, dim: int = 0, *, memory_config: MemoryConfig | None = None) 
     return device_tensor(values, *tensors, dtype=dtype, memory_config=memory_config)
 
 
+@per_chip
 def permute(input_tensor: Tensor, dims, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """The tensor with its dimensions in the order ``dims``. Raises RuntimeError unless that is a permutation."""
     check_operands("permute", input_tensor=input_tensor)
@@ -78,6 +82,7 @@ def permute(input_tensor: Tensor, dims, *, memory_config: MemoryConfig | None = 
     return _moved(values, input_tensor, memory_config)
 
 
+@per_chip
 def reshape(
     input_tensor: Tensor, shape, padded: Shape | None = None, *, memory_config: MemoryConfig | None = None
 ) -> Tensor:
@@ -129,6 +134,7 @@ def _moved(values, tensor, memory_config):
     return device_tensor(values, tensor, memory_config=memory_config or tensor.memory_config())
 
 
+@per_chip
 def fill_implicit_tile_padding(
     input_tensor: Tensor, fill_value: float, *, memory_config: MemoryConfig | None = None
 ) -> Tensor:
@@ -145,6 +151,7 @@ def fill_implicit_tile_padding(
     )
 
 
+@per_chip
 def pad(input_tensor: Tensor, padding, value: float, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """``padding``: (before, after) for each of the last dimensions, filled with ``value``.
 
@@ -161,6 +168,7 @@ def pad(input_tensor: Tensor, padding, value: float, *, memory_config: MemoryCon
     return _moved(torch.nn.functional.pad(input_tensor.values, flat, value=value), input_tensor, memory_config)
 
 
+@per_chip
 def upsample(
     input_tensor: Tensor,
     scale_factor,
@@ -187,6 +195,7 @@ def upsample(
     return device_tensor(values, input_tensor, dtype=dtype, layout=Layout.ROW_MAJOR, memory_config=memory_config)
 
 
+@per_chip
 def embedding(
     input_tensor: Tensor,
     weight: Tensor,

@@ -14,6 +14,7 @@ from .eltwise import FLOATS, chunked
 from .formats import aligned_sum, as_multiplied
 from .gemm import ACCURATE
 from .matrix_unit import multiply
+from .mesh import per_chip
 from .tensor import Tensor, device_tensor
 from .types import TILE_SIZE, DataType, Layout, MemoryConfig, WormholeComputeKernelConfig
 
@@ -24,6 +25,7 @@ _LEAST = -(2.0**100)
 """Below it softmax's operand is as good as infinite, and differences with it need not overflow."""
 
 
+@per_chip
 def layer_norm(
     input_tensor: Tensor,
     *,
@@ -56,6 +58,7 @@ def layer_norm(
     return _row_norm(op, normalise, *operands, config.math_fidelity, memory_config)
 
 
+@per_chip
 def rms_norm(
     input_tensor: Tensor,
     *,
@@ -138,6 +141,7 @@ def _affine(op, name, x, parameter):
     return values.reshape(width)
 
 
+@per_chip
 def softmax(
     input_tensor: Tensor,
     dim: int = -1,

@@ -96,6 +96,17 @@ class Tensor:
         self._buffer.owners += 1
         return other
 
+    def is_view_of(self, other: "Tensor") -> bool:
+        return self._buffer is other._buffer
+
+    def held_by(self, device: MeshDevice) -> "Tensor":
+        """A tensor of the same values that takes memory of another chip; torch holds the values once."""
+        return Tensor(self.values, self.dtype, self.layout, device, self._memory_config, self._unknown_padding)
+
+    def write(self, values: torch.Tensor) -> None:
+        """Replace the values, also those of views on the same buffer."""
+        self._buffer.values = values.view(self._buffer.values.shape)
+
     def __del__(self):
         if hasattr(self, "_buffer"):  # absent when the constructor refused
             self._buffer.owners -= 1
@@ -114,6 +125,11 @@ class Tensor:
         *outer, rows, width = self.shape
         stored = stored.view(*outer, -1, width)
         return torch.nn.functional.pad(stored, (0, 0, 0, rows - stored.shape[-2]), value=math.nan)
+
+    @property
+    def address(self) -> int:
+        """Where torch holds the values, by which tensors that share them are known; 0 after deallocation."""
+        return self._buffer.values.data_ptr() if self.is_allocated() else 0
 
     @property
     def padded_shape(self) -> Shape:

@@ -1,5 +1,6 @@
 """The names TT-NN code passes around: enums, shapes, grids and kernel configurations (TT-NN 0.81.1)."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -48,7 +49,7 @@ class StorageType(Enum):
 
 
 class DumpTensorMode(Enum):
-    """What of a distributed tensor a file gets; here none is distributed."""
+    """What of a tensor on several hosts a file gets; here there is one host."""
 
     DISTRIBUTED_GATHER = auto()
     LOCAL = auto()
@@ -106,10 +107,40 @@ class MeshShape(tuple):
     def __repr__(self) -> str:
         return f"MeshShape({list(self)})"
 
+    def mesh_size(self) -> int:
+        return math.prod(self)
+
+
+class FabricConfig(Enum):
+    """What chips exchange data over, if anything; FABRIC_1D_RING uses the cables that close an axis to a ring."""
+
+    DISABLED = auto()
+    FABRIC_1D = auto()
+    FABRIC_1D_RING = auto()
+
+
+class Topology(Enum):
+    """Which neighbours a collective goes through along an axis: a line's, or also from its last chip to its first."""
+
+    Linear = auto()
+    Ring = auto()
+
 
 class CoreCoord(NamedTuple):
     x: int
     y: int
+
+
+@dataclass(frozen=True)
+class CoreRange:
+    """A rectangle of cores; both corners belong to it."""
+
+    start: CoreCoord
+    end: CoreCoord
+
+
+class CoreRangeSet(frozenset):
+    """Rectangles of cores: ``CoreRangeSet({CoreRange(...)})``."""
 
 
 @dataclass(frozen=True, kw_only=True)
