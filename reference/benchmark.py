@@ -19,10 +19,11 @@ from tqdm import tqdm
 from reference.torch_models import in_bf16, models, weights
 from tt_flux_kontext.backend import choose, ttnn
 from tt_flux_kontext.device import open_device
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.clip import CLIPTextEncoder
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.t5 import T5Encoder
-from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
+from tt_flux_kontext.models.transformer import Positions, Transformer, TransformerConfig
 from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import image_ids, pack_latents
@@ -78,15 +79,15 @@ def _blocks(device, tokens: int) -> tuple[Work, Work, Work]:
     pooled = upload(torch.randn(1, 1, 1, config.pooled_projection_dim), device, ttnn.bfloat16)
     step = Modulation(config, weights(model, device))([0.7], 2.5, pooled).step(0)
     ids = image_ids(1, tokens - CONTEXT, 0)
-    positions = transformer.positions(ids, CONTEXT)
+    positions = Positions.of(ids, CONTEXT, config, Parallel(Mesh(device)))
     x, context, image = (
         upload(torch.randn(1, 1, rows, config.inner_dim), device, ttnn.bfloat16)
         for rows in (tokens, CONTEXT, tokens - CONTEXT)
     )
     double, single = transformer.double_blocks[0], transformer.single_blocks[0]
     ours = {
-        "double block": lambda: double(image, context, positions.image, step.double[0]),
-        "single block": lambda: single(x, positions.joint, step.single[0]),
+        "double block": lambda: double(image, context, positions, step.double[0]),
+        "single block": lambda: single(x, positions, step.single[0]),
     }
 
     def theirs(model) -> Work:

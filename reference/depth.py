@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from tt_flux_kontext import open_device
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import Checkpoint, TensorFiles
+from tt_flux_kontext.models.transformer import Positions
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.residency import Models
@@ -151,11 +152,12 @@ def our_transformer(checkpoint: Checkpoint, device, precision: str, inputs: Inpu
     states: States = {"modulation": torch.cat([_host(x) for x in (first.shift, first.scale, first.gate)])}
     model.double_blocks = _recorded(model.double_blocks, "block", depths, states)
     model.single_blocks = _recorded(model.single_blocks, "block", depths, states, len(model.double_blocks))
-    latents, reference, context = (
-        upload(x[None, None], device, ttnn.bfloat16) for x in (inputs.latents, inputs.reference, inputs.context)
-    )
-    positions = model.positions(inputs.image_ids, len(inputs.context))
-    states["velocity"] = _host(model(latents, reference, context, positions, table.step(0)))
+    parallel = models.parallel["transformer"]
+    image, context = torch.cat([inputs.latents, inputs.reference]), inputs.context
+    positions = Positions.of(inputs.image_ids, len(context), models.transformer_config, parallel)
+    placed = (parallel.scatter(x, ttnn.bfloat16) for x in (image, context))
+    velocity = _host(model(*placed, positions, table.step(0)))
+    states["velocity"] = velocity[: len(inputs.latents)]
     return states
 
 

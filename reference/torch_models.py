@@ -11,12 +11,14 @@ from transformers.initialization import no_init_weights
 from reference.make_checkpoint import build_models, randomize
 from reference.sizes import SIZES
 from reference.state_dict import StateDict
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.weights import Weights
 from tt_flux_kontext.precision import FULL
 
 
-def weights(module: torch.nn.Module, device) -> Weights:
-    return Weights(StateDict(module.state_dict()), FULL, device)
+def weights(module: torch.nn.Module, device, parallel: Parallel | None = None) -> Weights:
+    """By default whole on each chip."""
+    return Weights(StateDict(module.state_dict()), FULL, parallel or Parallel(Mesh(device)))
 
 
 def in_bf16(module: torch.nn.Module) -> torch.nn.Module:

@@ -8,8 +8,10 @@ import torch
 from loguru import logger
 
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.models.modulation import ModulationTable
-from tt_flux_kontext.models.weights import upload
+from tt_flux_kontext.models.transformer import Positions
+from tt_flux_kontext.models.weights import download, upload
 from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import image_ids, pack_latents
 
@@ -84,15 +86,54 @@ class Edit:
 
 @dataclass
 class Condition:
-    """A prompt on the device: context [1, 1, T, J], pooled [1, 1, 1, P], and its modulation of some steps."""
+    """What a prompt becomes: context [T, J] and pooled [P].
 
-    context: "ttnn.Tensor"
-    pooled: "ttnn.Tensor"
+    On the device: `placed`, the context as the transformer has it, and `table`, the modulation of some steps.
+    """
+
+    context: torch.Tensor
+    pooled: torch.Tensor
+    placed: "ttnn.Tensor | None" = None
     table: ModulationTable | None = None
+
+
+class _Images:
+    """The image rows of all results on the device, float32: noise, reference and padding together; the noise moves.
+
+    Args:
+        noise: [results, N, C].
+        references: [R, C] each, of result i number i modulo their number; may be none.
+    """
+
+    def __init__(self, noise: torch.Tensor, references: list[torch.Tensor], parallel: Parallel):
+        self.parallel = parallel
+        self.references = references
+        self.replace(noise)
+        moving = torch.ones(noise.shape[1], 1)
+        tokens = noise.shape[1] + (len(references[0]) if references else 0)
+        self.moving = parallel.scatter(torch.nn.functional.pad(moving, (0, 0, 0, tokens - len(moving))), ttnn.float32)
+
+    def replace(self, noise: torch.Tensor) -> None:
+        self.tokens = noise.shape[1]
+        self.rows = []
+        for i, row in enumerate(noise):
+            below = [self.references[i % len(self.references)]] if self.references else []
+            self.rows.append(self.parallel.scatter(torch.cat([row, *below]), ttnn.float32))
+
+    def move(self, i: int, velocity: "ttnn.Tensor", interval: float) -> None:
+        step = ttnn.multiply(velocity, ttnn.multiply(self.moving, interval))
+        self.rows[i] = ttnn.add(self.rows[i], step)
+
+    def noise(self) -> torch.Tensor:
+        """float32 [results, N, C]."""
+        return torch.stack([self.parallel.gather(rows)[: self.tokens] for rows in self.rows])
 
 
 class Editor:
     """Runs edits with the models of a checkpoint.
+
+    What one model hands to the next goes through the host, 5 MB of an edit of 1024 x 1024 pixels, since each model is
+    split over the chips in a way of its own.
 
     Args:
         models: of a checkpoint, brought to the device when asked for.
@@ -120,15 +161,11 @@ class Editor:
         yield clock.phase("t5")
         references = [] if edit.image is None else self._encode_image(edit.image)
         yield clock.phase("vae encoder")
-        latents = [upload(row[None, None], self.device, ttnn.float32) for row in edit.latents]
-        yield from self._denoise(edit, clock, conditions, references, latents)
-        del conditions, references
-
-        result = torch.cat([ttnn.to_torch(x)[0] for x in latents])
+        result = yield from self._denoise(edit, clock, conditions, references)
         if not result.isfinite().all():
             raise FloatingPointError("The edit gave latents that are NaN or infinite, of which no picture can be made.")
         if decode:
-            result = self._decode(latents, edit.size)
+            result = self.decode(result, edit.size)
             yield clock.phase("vae decoder")
         yield result
 
@@ -137,11 +174,12 @@ class Editor:
 
         For this and for `decode` the models have to `reserve` what they need before.
         """
-        return torch.cat([ttnn.to_torch(x)[0].float() for x in self._encode_image(image)])
+        return torch.stack(self._encode_image(image))
 
     def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Packed latents [B, tokens, 4 C] to pictures of `size` (height, width), float32 [B, 3, H, W] from -1 to 1."""
-        return self._decode([upload(row[None, None], self.device, ttnn.float32) for row in latents], size)
+        rows = (upload(row[None, None], self.device, ttnn.float32) for row in latents)
+        return torch.stack([self.models["vae decoder"](row, *size) for row in rows])
 
     def size(self, edit: Edit) -> EditSize:
         """What the edit's memory depends on; its tensors needn't be there yet."""
@@ -158,101 +196,104 @@ class Editor:
             steps=min(len(edit.sigmas) - 1, TABLE_STEPS),
         )
 
-    def _encode_clip(self, edit: Edit) -> "list[ttnn.Tensor]":
-        """Pooled prompts [1, 1, 1, P], the negative ones after the others."""
+    def _encode_clip(self, edit: Edit) -> list[torch.Tensor]:
+        """Pooled prompts [P], the negative ones after the others."""
         pooled = []
         for text in edit.texts:
             if text.pooled is not None:
-                pooled += [upload(row[None, None, None], self.device, ttnn.float32) for row in text.pooled]
+                pooled += text.pooled
                 continue
             length = self.tokenizer.model_max_length
             rest = f"T5 still reads the first {edit.max_sequence_length}." if text.t5 == text.clip else ""
-            pooled += [self.models["clip"](row) for row in _token_ids(self.tokenizer, text.clip, length, "CLIP", rest)]
+            ids = _token_ids(self.tokenizer, text.clip, length, "CLIP", rest)
+            pooled += [download(self.models["clip"](row))[0, 0, 0] for row in ids]
         return pooled
 
-    def _encode_t5(self, edit: Edit) -> "list[ttnn.Tensor]":
-        """Contexts [1, 1, T, J], the negative ones after the others."""
+    def _encode_t5(self, edit: Edit) -> list[torch.Tensor]:
+        """Contexts [T, J], the negative ones after the others."""
         contexts = []
         for text in edit.texts:
             if text.embeds is not None:
-                contexts += [upload(row[None, None], self.device, ttnn.bfloat16) for row in text.embeds]
+                contexts += text.embeds
                 continue
             ids = _token_ids(self.tokenizer_2, text.t5, edit.max_sequence_length, "T5")
-            contexts += [self.models["t5"](row) for row in ids]
+            contexts += [download(self.models["t5"](row))[0, 0] for row in ids]
         return contexts
 
-    def _encode_image(self, image: torch.Tensor) -> "list[ttnn.Tensor]":
-        """Packed reference latents [1, 1, R, C], one per picture."""
+    def _encode_image(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Packed reference latents [R, C], one per picture."""
         if image.shape[1] == self.models.vae_config.latent_channels:
-            return [upload(row[None, None], self.device, ttnn.bfloat16) for row in pack_latents(image)]
-        return [self.models["vae encoder"](picture) for picture in image]
+            return list(pack_latents(image))
+        return [download(self.models["vae encoder"](picture))[0, 0].float() for picture in image]
 
-    def _denoise(self, edit: Edit, clock: "_Clock", conditions, references, latents) -> Iterator[Phase]:
-        """All steps, in place in `latents`: TABLE_STEPS at a time, for which the modulation is on the device first."""
+    def _denoise(self, edit: Edit, clock: "_Clock", conditions: list[Condition], references: list[torch.Tensor]):
+        """All steps, TABLE_STEPS at a time, for which the modulation is on the device first.
+
+        Yields phases, and returns the latents, float32 [results, N, C].
+        """
         steps = len(edit.sigmas) - 1
+        parallel = self.models.parallel["transformer"]
+        images = _Images(edit.latents, references, parallel)
         for first in range(0, steps, TABLE_STEPS):
             some = range(first, min(first + TABLE_STEPS, steps))
             for condition in conditions:
                 condition.table = None  # makes room
                 sigmas = edit.sigmas[some.start : some.stop]
-                condition.table = self.models["modulation"](sigmas, edit.guidance, condition.pooled)
+                pooled = upload(condition.pooled[None, None, None], self.device, ttnn.float32)
+                condition.table = self.models["modulation"](sigmas, edit.guidance, pooled)
             yield clock.phase("modulation")
             self.models.release("modulation")  # of no use to the steps
             transformer = self.models["transformer"]
-            lengths = {condition.context.shape[2] for condition in conditions}
-            positions = {length: transformer.positions(self._image_ids(edit), length) for length in lengths}
+            lengths = {len(condition.context) for condition in conditions}
+            ids, config = self._image_ids(edit), self.models.transformer_config
+            positions = {length: Positions.of(ids, length, config, parallel) for length in lengths}
+            for condition in conditions:
+                condition.placed = parallel.scatter(condition.context, ttnn.bfloat16)
             yield clock.phase("transformer weights")
             for step in some:
                 if edit.interrupted():
-                    return
-                self._step(edit, step, transformer, positions, conditions, references, latents)
+                    return images.noise()
+                self._step(edit, step, transformer, positions, conditions, images)
                 if edit.callback:
-                    self._call_back(edit, step, conditions, latents)
+                    self._call_back(edit, step, conditions, images)
                 yield clock.phase("step", step + 1, steps)
             del transformer
+        return images.noise()
 
-    def _step(self, edit: Edit, step: int, transformer, positions, conditions, references, latents) -> None:
-        """One Euler step of all results, in place in `latents`."""
+    def _step(self, edit: Edit, step: int, transformer, positions, conditions: list[Condition], images) -> None:
+        """One Euler step of all results."""
         interval = edit.sigmas[step + 1] - edit.sigmas[step]
         prompts = len(edit.text)
         for p in range(prompts):
-            of_prompt = [(c.context, c.table.step(step % TABLE_STEPS)) for c in conditions[p::prompts]]
+            of_prompt = [(c, positions[len(c.context)], c.table.step(step % TABLE_STEPS)) for c in conditions[p::prompts]]
             for i in range(p * edit.images_per_prompt, (p + 1) * edit.images_per_prompt):
-                noise = ttnn.typecast(latents[i], ttnn.bfloat16)
-                reference = references[i % len(references)] if references else None
-                velocity, *negative = [
-                    transformer(noise, reference, context, positions[context.shape[2]], rows)
-                    for context, rows in of_prompt
-                ]
+                image = ttnn.typecast(images.rows[i], ttnn.bfloat16)
+                velocity, *negative = [transformer(image, c.placed, *rest) for c, *rest in of_prompt]
                 if negative:
                     towards = ttnn.multiply(ttnn.subtract(velocity, negative[0]), edit.true_cfg_scale)
                     velocity = ttnn.add(negative[0], towards)
-                latents[i] = ttnn.add(latents[i], ttnn.multiply(velocity, interval))
+                images.move(i, velocity, interval)
 
-    def _call_back(self, edit: Edit, step: int, conditions: list[Condition], latents: list) -> None:
+    def _call_back(self, edit: Edit, step: int, conditions: list[Condition], images: "_Images") -> None:
         """What the callback gets it may also change in place; what it returns goes first."""
         prompts, each = conditions[: len(edit.text)], edit.images_per_prompt
         tensors = {}
         if "latents" in edit.callback_tensors:
-            tensors["latents"] = torch.cat([ttnn.to_torch(x)[0] for x in latents])
+            tensors["latents"] = images.noise()
         if "prompt_embeds" in edit.callback_tensors:
-            embeds = torch.cat([ttnn.to_torch(prompt.context)[0].float() for prompt in prompts])
+            embeds = torch.stack([prompt.context.float() for prompt in prompts])
             tensors["prompt_embeds"] = embeds.repeat_interleave(each, dim=0)
         returned = edit.callback(step, torch.tensor(1000 * edit.sigmas[step]), dict(tensors))
         changed = tensors | (returned or {})
         if "latents" in changed:
-            rows = _changed("latents", changed["latents"], edit.latents.shape)
-            latents[:] = [upload(row[None, None], self.device, ttnn.float32) for row in rows]
+            images.replace(_changed("latents", changed["latents"], edit.latents.shape))
         if "prompt_embeds" in changed:
-            shape = edit.results, *list(prompts[0].context.shape)[2:]
-            rows = _changed("prompt_embeds", changed["prompt_embeds"], shape)
+            rows = _changed("prompt_embeds", changed["prompt_embeds"], (edit.results, *prompts[0].context.shape))
             if not torch.equal(rows, rows[::each].repeat_interleave(each, dim=0)):
                 raise ValueError("`prompt_embeds` from the callback must be equal for all results of one prompt.")
             for prompt, row in zip(prompts, rows[::each], strict=True):
-                prompt.context = upload(row[None, None], self.device, ttnn.bfloat16)
-
-    def _decode(self, latents: list, size: tuple[int, int]) -> torch.Tensor:
-        return torch.stack([self.models["vae decoder"](x, *size) for x in latents])
+                prompt.context = row
+                prompt.placed = images.parallel.scatter(row, ttnn.bfloat16)
 
     def _image_ids(self, edit: Edit) -> torch.Tensor:
         """Position ids of the noise and the reference tokens."""

@@ -49,21 +49,23 @@ class FluxKontextPipeline:
         device: an open TT-NN device (`open_device`).
         precision: number formats and math fidelity; by default the most accurate that the device has the memory for,
             with an edit of 1024 x 1024 pixels. The attribute of that name says which.
+        split: (SP, TP), chips over which the transformer's tokens and features are split; by default the lengths of
+            the longer and the shorter axis of the device's mesh.
 
     Threads may share it: their calls wait for each other.
 
-    Raises `CheckpointError` when a file is missing, can't be read or doesn't fit its config, before anything reaches
-    the device.
+    Raises `CheckpointError` when a file is missing, can't be read or doesn't fit its config, and `ValueError` for a
+    split that the mesh or the transformer can't take, before anything reaches the device.
     """
 
     _callback_tensor_inputs = list(CALLBACK_TENSORS)
 
-    def __init__(self, checkpoint: Checkpoint, device, precision: Policy | None = None):
+    def __init__(self, checkpoint: Checkpoint, device, precision: Policy | None = None, split: tuple[int, int] | None = None):
         folder = checkpoint.folder
-        models = Models(checkpoint, device, precision or BF16)
+        models = Models(checkpoint, device, precision or BF16, split)
         if precision is None:
             fitting = models.fitting_precision(USUAL_EDIT) or list(PRECISIONS)[-1]
-            models = Models(checkpoint, device, PRECISIONS[fitting])
+            models = Models(checkpoint, device, PRECISIONS[fitting], split)
         self.precision = models.precision
         self.vae_config = models.vae_config
         self.transformer_config = models.transformer_config
@@ -83,7 +85,13 @@ class FluxKontextPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device, precision: str | None = None, variant: str | None = None
+        cls,
+        source: str | Path,
+        *,
+        device,
+        precision: str | None = None,
+        variant: str | None = None,
+        split: tuple[int, int] | None = None,
     ) -> "FluxKontextPipeline":
         """From a local folder or a hub id. Weights are read when a phase first needs them.
 
@@ -92,7 +100,7 @@ class FluxKontextPipeline:
         """
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"Unknown precision '{precision}': it is one of {', '.join(PRECISIONS)}.")
-        return cls(Checkpoint(source, variant), device, PRECISIONS.get(precision))
+        return cls(Checkpoint(source, variant), device, PRECISIONS.get(precision), split)
 
     @property
     def interrupt(self) -> bool:

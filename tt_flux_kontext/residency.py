@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 from tqdm.auto import tqdm
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles
 from tt_flux_kontext.device import dram_bytes
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.clip import CLIPTextEncoder, clip_config
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.t5 import T5Encoder, t5_config
@@ -76,13 +78,16 @@ def check_host_memory(needed: int, what: str) -> None:
 class Models:
     """Gives the models of MODELS with their weights on the device, where they stay until another one needs the room.
 
+    `split`: chips over which the transformer splits tokens and features, (SP, TP), by default the longer and the
+    shorter axis of the mesh. The others are split by features over the longest axis that they divide by, the VAE not.
+
     Loading one that takes more than a second shows a bar; `progress_bar_config` are arguments of tqdm for it.
 
     Raises `CheckpointError`, before anything reaches the device, when a model's files don't fit its config or the
-    models don't fit together.
+    models don't fit together, and `ValueError` for a split that the mesh or the transformer can't take.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device, precision: Policy):
+    def __init__(self, checkpoint: Checkpoint, device, precision: Policy, split: tuple[int, int] | None = None):
         self.device = device
         self.precision = precision
         configs = {name: read(checkpoint.config(name, kind)) for name, (kind, read) in COMPONENTS.items()}
@@ -101,6 +106,7 @@ class Models:
         self._models = {
             name: (component, model_class, configs[component]) for name, (component, model_class) in MODELS.items()
         }
+        self.parallel = _splits(Mesh(device), configs, split)
         self._tensors = {component: checkpoint.tensors(component) for component in COMPONENTS}
         self._bytes = self.weight_bytes(precision)
         self._workspace = dict.fromkeys(self._models, 0)
@@ -148,29 +154,33 @@ class Models:
         return None
 
     def weight_bytes(self, precision: Policy) -> dict[str, int]:
-        """Bytes of each model's weights; strict, as `survey` is."""
+        """Bytes of each model's weights on a chip; strict, as `survey` is."""
         sizes = {}
         for component, tensors in self._tensors.items():
             models = {
-                name: (*rest, precision.of(name)) for name, (owner, *rest) in self._models.items() if owner == component
+                name: (*rest, precision.of(name), self.parallel[name])
+                for name, (owner, *rest) in self._models.items()
+                if owner == component
             }
             sizes |= dict(zip(models, survey(list(models.values()), tensors)))
         return sizes
 
     def workspaces(self, size: EditSize) -> dict[str, int]:
-        """Bytes of DRAM beside a model's weights, at most: its activations, and what the edit keeps meanwhile.
+        """Bytes of a chip's DRAM beside a model's weights, at most: activations, and what the edit keeps meanwhile.
 
         Bounds found with TT-NN's allocator; tests hold them against it.
         """
         width = self.transformer_config.inner_dim
+        tokens, transformer = size.text_tokens + size.image_tokens, self.parallel["transformer"]
+        passed_around = 0 if transformer.sp == 1 else 8 * tokens * width // transformer.tp  # keys and values, twice
         channels = self.vae_config.block_out_channels[:2]
         lasting = LASTING + self._kept(size)
         return {
             "clip": lasting,
-            "t5": lasting + 16 * self.t5_config.num_heads * size.text_tokens**2,
+            "t5": lasting + 16 * self.t5_config.num_heads // self.parallel["t5"].tp * size.text_tokens**2,
             "vae encoder": lasting + 14 * size.pixels * channels[0],
             "modulation": lasting,
-            "transformer": lasting + 32 * (size.text_tokens + size.image_tokens) * width,
+            "transformer": lasting + 32 * tokens * width // transformer.sp + passed_around,
             "vae decoder": lasting + 12 * size.pixels * max(channels),
         }
 
@@ -194,15 +204,16 @@ class Models:
     def _load(self, name: str):
         component, model_class, config = self._models[name]
         tensors, size, precision = self._tensors[component], self._bytes[name], self.precision.of(name)
+        parallel = self.parallel[name]
         if not isinstance(tensors, TensorFiles):  # a plan's have shapes only
-            return model_class(config, Weights(tensors, precision, self.device))
+            return model_class(config, Weights(tensors, precision, parallel))
 
         def build(keep):
             with self._bar(f"{name} weights", size) as bar:
-                weights = Weights(tensors, precision, self.device, keep=keep, progress=bar.update)
+                weights = Weights(tensors, precision, parallel, keep=keep, progress=bar.update)
                 return model_class(config, weights)
 
-        return self._cache.build(name, tensors, precision, self.device, size, build, self._bar)
+        return self._cache.build(name, tensors, precision, parallel, size, build, self._bar)
 
     def _bar(self, what: str, size: int) -> tqdm:
         ours = {"desc": what, "total": size, "unit": "B", "unit_scale": True, "delay": 1, "leave": False}
@@ -216,6 +227,20 @@ class Models:
         """Edits need the models in turn, so the one used last is the one needed last: it goes first."""
         while self._resident and dram_bytes(self.device)[0] < needed:
             self._resident.popitem()
+
+
+def _splits(mesh: Mesh, configs: dict, split: tuple[int, int] | None) -> dict[str, Parallel]:
+    """By model, how it is split over the mesh."""
+    transformer = mesh.split(*(split or sorted(mesh.shape, reverse=True)))
+    Transformer.check_split(configs["transformer"], transformer.tp)
+    return {
+        "clip": mesh.features(partial(CLIPTextEncoder.divides, configs["text_encoder"])),
+        "t5": mesh.features(partial(T5Encoder.divides, configs["text_encoder_2"])),
+        "vae encoder": Parallel(mesh),
+        "modulation": mesh.features(partial(Modulation.divides, configs["transformer"])),
+        "transformer": transformer,
+        "vae decoder": Parallel(mesh),
+    }
 
 
 def _fits(weights: dict[str, int], workspaces: dict[str, int], total: int) -> bool:

@@ -31,6 +31,7 @@ from loguru import logger
 
 from tt_flux_kontext.backend import choose, ttnn
 from tt_flux_kontext.checkpoint import TensorFiles
+from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.precision import Precision
 
 VARIABLE = "TT_FLUX_KONTEXT_CACHE"  # environment variable: the folder; "off", "0" or "" for no cache
@@ -74,11 +75,12 @@ class WeightCache:
         self.folder = folder
         self.writable = True  # until it turns out not to be
 
-    def build(self, model: str, tensors: TensorFiles, precision: Precision, device, size: int, build, progress):
+    def build(self, model: str, tensors: TensorFiles, precision: Precision, parallel: Parallel, size: int, build, progress):
         """What `build(keep)` gives, its parameters read from the cache or kept there for the next time.
 
         Args:
             model: its name.
+            parallel: how it is split over the device's chips; a file has the shards of all of them, each once.
             size: bytes that its parameters take on the device.
             build: takes a `Keep`; called once, or twice when an entry turns out to be damaged.
             progress: `progress(what, bytes)` gives a bar, as tqdm's, for the time that hashing takes.
@@ -87,7 +89,7 @@ class WeightCache:
             return build(uncached)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            key = self._key(model, tensors, precision, device, progress)
+            key = self._key(model, tensors, precision, parallel, progress)
         except (OSError, PackageNotFoundError) as error:
             self._warn(error)
             self.folder = None
@@ -96,13 +98,13 @@ class WeightCache:
         entry = self.folder / f"{model.replace(' ', '-')}-{digest[:32]}"
         if entry.exists():
             try:
-                return self._read(entry, key, device, build)
+                return self._read(entry, key, parallel.device, build)
             except _Damaged as error:
                 logger.warning(f"{entry}, the cached weights of {model}, is rebuilt: {error}.")
         # Outside the except block nothing holds on to a half-built model and its memory any more.
         return self._fill(entry, key, size, build) if self.writable else build(uncached)
 
-    def _key(self, model: str, tensors: TensorFiles, precision: Precision, device, progress) -> dict:
+    def _key(self, model: str, tensors: TensorFiles, precision: Precision, parallel: Parallel, progress) -> dict:
         files = {entry.file for entry in tensors.entries.values()}
         with progress(f"{tensors.folder.name} sha256", sum(file.stat().st_size for file in files)) as bar:
             hashes = sorted(self._hash(file, bar.update) for file in files)
@@ -113,7 +115,8 @@ class WeightCache:
             "precision": asdict(precision),
             "backend": choose(),
             "ttnn": version("ttnn") if choose() == "silicon" else None,
-            "arch": device.arch().name,  # TT-NN may convert on the chip
+            "arch": parallel.device.arch().name,  # TT-NN may convert on the chip
+            "split": parallel.key,
         }
 
     def _hash(self, file: Path, progress: Callable) -> str:

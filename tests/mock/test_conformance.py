@@ -10,10 +10,11 @@ from tests.mock.recording import Recorder
 from tests.pcc.test_pipeline import picture
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.clip import CLIPTextEncoder
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.t5 import T5Encoder
-from tt_flux_kontext.models.transformer import Transformer
+from tt_flux_kontext.models.transformer import Positions, Transformer
 from tt_flux_kontext.models.vae import Decoder, Encoder
 from tt_flux_kontext.models.weights import Weights, upload
 from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
@@ -62,23 +63,25 @@ def edit_of_bucket(checkpoint, device) -> None:
 
 def of_real_widths(device) -> None:
     """One double and one single block, one T5 layer, CLIP-L and the VAE, on little input; weights have no values."""
-    checkpoint = ShapeCheckpoint()
+    checkpoint, parallel = ShapeCheckpoint(), Parallel(Mesh(device))
 
     def model(model_class: type, component: str, **layers: int):
         _, read_config = COMPONENTS[component]
         config = read_config(checkpoint.config(component, "") | layers)
-        return model_class(config, Weights(checkpoint.tensors(component), FULL, device))
+        return model_class(config, Weights(checkpoint.tensors(component), FULL, parallel))
 
     pooled = model(CLIPTextEncoder, "text_encoder")(torch.arange(77))
     context = model(T5Encoder, "text_encoder_2", num_layers=1)(torch.arange(77))
     blocks = {"num_layers": 1, "num_single_layers": 1}
     table = model(Modulation, "transformer", **blocks)([1.0, 0.5], 2.5, pooled)
     reference = model(Encoder, "vae")(torch.zeros(3, 64, 96))
-    noise = upload(torch.zeros(1, 1, 16, 64), device, ttnn.bfloat16)
-    transformer = model(Transformer, "transformer", **blocks)
+    image = torch.cat([torch.zeros(16, 64), parallel.gather(reference)])
     ids = torch.cat([image_ids(4, 4, 0), image_ids(4, 6, 1)])
-    velocity = transformer(noise, reference, context, transformer.positions(ids, 77), table.step(1))
-    model(Decoder, "vae")(velocity, 64, 64)
+    config = COMPONENTS["transformer"][1](checkpoint.config("transformer", "") | blocks)
+    positions = Positions.of(ids, 77, config, parallel)
+    transformer = model(Transformer, "transformer", **blocks)
+    transformer(parallel.scatter(image, ttnn.bfloat16), context, positions, table.step(1))
+    model(Decoder, "vae")(upload(torch.zeros(1, 1, 16, 64), device, ttnn.float32), 64, 64)
 
 
 def test_real_ttnn_gives_tensors_of_the_same_form(calls, tmp_path, capsys):

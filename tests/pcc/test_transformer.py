@@ -8,10 +8,11 @@ from diffusers.models.embeddings import apply_rotary_emb
 from reference.random_models import randomize
 from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.layers import HeadNorm
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.rope import Rope
-from tt_flux_kontext.models.transformer import EPS, DoubleBlock, SingleBlock, Transformer, TransformerConfig
+from tt_flux_kontext.models.transformer import EPS, DoubleBlock, Positions, SingleBlock, Transformer, TransformerConfig
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import image_ids
 
@@ -61,8 +62,8 @@ class Case:
         self.image = bf16(torch.randn(1, len(IDS), config.inner_dim))
         self.context = bf16(torch.randn(1, CONTEXT, config.inner_dim))
         self.pooled = bf16(torch.randn(1, config.pooled_projection_dim))
-        self.ids = torch.cat([torch.zeros(CONTEXT, 3), IDS])
-        self.rope = model.pos_embed(self.ids)
+        self.rope = model.pos_embed(torch.cat([torch.zeros(CONTEXT, 3), IDS]))
+        self.positions = Positions.of(IDS, CONTEXT, config, Parallel(Mesh(device)))
         modulation = Modulation(config, weights(model, device))
         pooled = device_tensor(self.pooled[None], device)
         self.temb_out = modulation.embed([SIGMA], GUIDANCE, pooled)
@@ -88,7 +89,7 @@ def test_query_norm_and_rope(mesh_device, check_accuracy, size):
         return apply_rotary_emb(model.transformer_blocks[0].attn.norm_q(query), tables)
 
     norm = HeadNorm(weights(model, mesh_device), "transformer_blocks.0.attn.norm_q", heads, head_dim, EPS)
-    out = norm(device_tensor(x, mesh_device), Rope(IDS, config.axes_dims_rope, mesh_device))
+    out = norm(device_tensor(x, mesh_device), Rope(IDS, config.axes_dims_rope, Parallel(Mesh(mesh_device))))
     out = ttnn.to_torch(out).float()
     reference32, reference16 = reference(model, torch.float32), reference(in_bf16(model), torch.bfloat16)
     check_accuracy(f"query norm and RoPE, {size}", out, reference32, reference16)
@@ -139,9 +140,8 @@ def test_double_block(mesh_device, check_accuracy, size):
 
     parts = weights(case.model, mesh_device)
     block = DoubleBlock(case.config, parts.at("transformer_blocks.0"))
-    rope = Rope(IDS, case.config.axes_dims_rope, mesh_device)
     inputs = device_tensor(case.image, mesh_device), device_tensor(case.context, mesh_device)
-    image, context = block(*inputs, rope, case.step.double[0])
+    image, context = block(*inputs, case.positions, case.step.double[0])
     out = torch.cat([host(context), host(image)], dim=1)
     reference32, reference16 = reference(case.model, torch.float32), reference(case.bf16_model, torch.bfloat16)
     check_accuracy(f"double block, {size}", out, reference32, reference16)
@@ -162,9 +162,8 @@ def test_single_block(mesh_device, check_accuracy, size):
 
     parts = weights(case.model, mesh_device)
     block = SingleBlock(case.config, parts.at("single_transformer_blocks.0"))
-    rope = Rope(case.ids, case.config.axes_dims_rope, mesh_device)
     x = device_tensor(torch.cat([case.context, case.image], dim=1), mesh_device)
-    out = host(block(x, rope, case.step.single[0]))
+    out = host(block(x, case.positions, case.step.single[0]))
     reference32, reference16 = reference(case.model, torch.float32), reference(case.bf16_model, torch.bfloat16)
     check_accuracy(f"single block, {size}", out, reference32, reference16)
 
@@ -175,12 +174,11 @@ def test_transformer(mesh_device, check_accuracy):
     context = bf16(torch.randn(1, CONTEXT, case.config.joint_attention_dim))
 
     transformer = Transformer(case.config, weights(case.model, mesh_device))
-    noise, picture = device_tensor(latents[:, :NOISE], mesh_device), device_tensor(latents[:, NOISE:], mesh_device)
-    positions = transformer.positions(IDS, CONTEXT)
-    out = host(transformer(noise, picture, device_tensor(context, mesh_device), positions, case.step))
+    inputs = device_tensor(latents, mesh_device), device_tensor(context, mesh_device)
+    out = host(transformer(*inputs, case.positions, case.step))
     inputs = latents, context, case.pooled, IDS
     reference32, reference16 = sample(case.model, *inputs), sample(case.bf16_model, *inputs)
-    check_accuracy("transformer, tiny", out, reference32[:, :NOISE], reference16[:, :NOISE])
+    check_accuracy("transformer, tiny", out[:, :NOISE], reference32[:, :NOISE], reference16[:, :NOISE])
 
 
 @pytest.mark.parametrize(
@@ -208,13 +206,13 @@ def test_any_heads_and_rows(mesh_device, check_accuracy, heads, head_dim, rows, 
     config = config_of(model)
     table = Modulation(config, weights(model, mesh_device))([SIGMA], GUIDANCE, device_tensor(pooled[None], mesh_device))
     transformer = Transformer(config, weights(model, mesh_device))
-    noise, picture = (device_tensor(part, mesh_device) for part in latents.chunk(2, dim=1))
-    positions = transformer.positions(ids, context_tokens)
-    out = host(transformer(noise, picture, device_tensor(context, mesh_device), positions, table.step(0)))
+    positions = Positions.of(ids, context_tokens, config, Parallel(Mesh(mesh_device)))
+    inputs = device_tensor(latents, mesh_device), device_tensor(context, mesh_device)
+    out = host(transformer(*inputs, positions, table.step(0)))
     inputs, count = (latents, context, pooled, ids), rows * columns
     reference32, reference16 = sample(model, *inputs), sample(in_bf16(model), *inputs)
     label = f"transformer, {heads} x {head_dim}, {context_tokens} + {len(ids)} tokens"
-    check_accuracy(label, out, reference32[:, :count], reference16[:, :count])
+    check_accuracy(label, out[:, :count], reference32[:, :count], reference16[:, :count])
 
 
 @pytest.mark.parametrize("size", SIZES)

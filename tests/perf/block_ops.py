@@ -12,8 +12,9 @@ import torch
 from tests.perf.measured import system_name
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.device import open_device
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.modulation import Modulation
-from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
+from tt_flux_kontext.models.transformer import Positions, Transformer, TransformerConfig
 from tt_flux_kontext.models.weights import Weights
 from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
 from tt_flux_kontext.planner.mock_device import answer
@@ -33,17 +34,18 @@ def main() -> None:
 
 def count(device, precision: str) -> dict[str, int]:
     config = TransformerConfig(num_layers=1, num_single_layers=1, guidance_embeds=True)
-    weights = Weights(ShapeCheckpoint().tensors("transformer"), PRECISIONS[precision].of("transformer"), device)
+    parallel = Parallel(Mesh(device))
+    weights = Weights(ShapeCheckpoint().tensors("transformer"), PRECISIONS[precision].of("transformer"), parallel)
     transformer = Transformer(config, weights)
     pooled = _empty(device, 1, config.pooled_projection_dim)
     table = Modulation(config, weights)([1 - i / STEPS for i in range(STEPS)], 2.5, pooled)
     ids = torch.cat([image_ids(EDGE, EDGE, index=index) for index in (0, 1)])
-    positions = transformer.positions(ids, TEXT)
+    positions = Positions.of(ids, TEXT, config, parallel)
     image, context, joint = (_empty(device, rows, config.inner_dim) for rows in (len(ids), TEXT, len(ids) + TEXT))
     (double,), (single,), step = transformer.double_blocks, transformer.single_blocks, table.step(1)
     return {
-        "double block": _ops(lambda: double(image, context, positions.image, step.double[0])),
-        "single block": _ops(lambda: single(joint, positions.joint, step.single[0])),
+        "double block": _ops(lambda: double(image, context, positions, step.double[0])),
+        "single block": _ops(lambda: single(joint, positions, step.single[0])),
         # Of the image and the context stream of the double block, of the single block, and of the output norm.
         "modulation": _ops(lambda: table.step(1)),
     }

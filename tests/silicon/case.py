@@ -11,6 +11,7 @@ from PIL import Image
 from reference.state_dict import StateDict
 from tests.silicon.rules import Rule
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.weights import Weights, upload
 from tt_flux_kontext.precision import EXACT, Precision
 
@@ -31,7 +32,7 @@ class Bench:
         return upload(x, self.device, getattr(ttnn, dtype), tiled=tiled)
 
     def weights(self, tensors: dict[str, torch.Tensor], precision: Precision = EXACT) -> Weights:
-        return Weights(StateDict(tensors), precision, self.device)
+        return Weights(StateDict(tensors), precision, Parallel(Mesh(self.device)))
 
 
 # Of a case: gets the bench, the stored inputs by name and the case's options; yields each output, on the device or

@@ -6,6 +6,7 @@ import torch
 from tt_flux_kontext import FluxKontextPipeline, residency
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import dram_bytes
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.weights import Weights, survey
@@ -77,10 +78,11 @@ def test_surveyed_bytes_are_those_taken(tiny_checkpoint, mesh_device, precision)
     checkpoint = Checkpoint(tiny_checkpoint)
     config = TransformerConfig.from_dict(checkpoint.config("transformer", "FluxTransformer2DModel"))
     tensors = checkpoint.tensors("transformer")
-    models = [(Modulation, config, precision), (Transformer, config, precision)]
+    parallel = Parallel(Mesh(mesh_device))
+    models = [(model, config, precision, parallel) for model in (Modulation, Transformer)]
     for (model, *_), expected in zip(models, survey(models, tensors), strict=True):
         before = in_use(mesh_device)
-        built = model(config, Weights(tensors, precision, mesh_device))
+        built = model(config, Weights(tensors, precision, parallel))
         # Buffers are spread over all banks, so small ones take somewhat more.
         assert expected <= in_use(mesh_device) - before <= 1.6 * expected
         del built

@@ -506,6 +506,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tt_flux_kontext.checkpoint import TensorFiles
 from tt_flux_kontext.device import open_device
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.t5 import T5Encoder, t5_config
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.precision import FULL
@@ -516,14 +517,15 @@ def memory(of):
 
 config = t5_config(json.load(open(sys.argv[1] + "/config.json")))
 tensors = TensorFiles(Path(sys.argv[1]))
-(size,) = survey([(T5Encoder, config, FULL)], tensors)
 with open_device("emulated") as device:
+    parallel = Parallel(Mesh(device))
+    (size,) = survey([(T5Encoder, config, FULL, parallel)], tensors)
     def build(keep):
-        return T5Encoder(config, Weights(tensors, FULL, device, keep=keep))
+        return T5Encoder(config, Weights(tensors, FULL, parallel, keep=keep))
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
     before = memory("VmRSS")
     bar = lambda what, size: tqdm(disable=True)
-    model = WeightCache(cache_folder()).build("t5", tensors, FULL, device, size, build, bar)
+    model = WeightCache(cache_folder()).build("t5", tensors, FULL, parallel, size, build, bar)
     print(json.dumps({"size": size, "beyond": memory("VmHWM") - before - size}))
 """
 

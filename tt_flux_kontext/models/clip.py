@@ -60,10 +60,12 @@ class CLIPLayer:
 
     def __init__(self, config: CLIPTextConfig, weights: Weights):
         dim = config.hidden_size
-        self.heads = config.num_attention_heads
+        self.heads = config.num_attention_heads // weights.parallel.tp
         self.norm1 = LayerNorm(weights, "layer_norm1", dim, config.layer_norm_eps)
-        self.qkv = Linear(weights.at("self_attn"), "q_proj", "k_proj", "v_proj", in_features=dim, out_features=dim)
-        self.out = Linear(weights, "self_attn.out_proj", in_features=dim, out_features=dim)
+        self.qkv = Linear(
+            weights.at("self_attn"), "q_proj", "k_proj", "v_proj", in_features=dim, out_features=dim, split="columns"
+        )
+        self.out = Linear(weights, "self_attn.out_proj", in_features=dim, out_features=dim, split="rows")
         self.norm2 = LayerNorm(weights, "layer_norm2", dim, config.layer_norm_eps)
         self.quick = config.hidden_act == "quick_gelu"
         self.fc1 = Linear(
@@ -72,8 +74,9 @@ class CLIPLayer:
             in_features=dim,
             out_features=config.intermediate_size,
             activation=None if self.quick else "GELU",
+            split="columns",
         )
-        self.fc2 = Linear(weights, "mlp.fc2", in_features=config.intermediate_size, out_features=dim)
+        self.fc2 = Linear(weights, "mlp.fc2", in_features=config.intermediate_size, out_features=dim, split="rows")
         self.scale = (dim // config.num_attention_heads) ** -0.5
         self.compute_config = weights.compute_config
 
@@ -101,6 +104,11 @@ class CLIPTextEncoder:
         model.either("embeddings.position_ids")  # a buffer that old files carry
         self.layers = [CLIPLayer(config, model.at(f"encoder.layers.{i}")) for i in range(config.num_hidden_layers)]
         self.final_layer_norm = LayerNorm(model, "final_layer_norm", dim, config.layer_norm_eps)
+
+    @staticmethod
+    def divides(config: CLIPTextConfig, chips: int) -> bool:
+        """Whether its heads and feed-forward can be split over so many chips."""
+        return config.num_attention_heads % chips == 0 and config.intermediate_size % (ttnn.TILE_SIZE * chips) == 0
 
     def __call__(self, ids: torch.Tensor) -> "ttnn.Tensor":
         """ids: int64 [S], at most max_position_embeddings. Returns the pooled state, float32 [1, 1, 1, hidden]."""

@@ -1,6 +1,7 @@
 """Layers that the models share. Activations are [1, 1, tokens, features], in tiles: one sample at a time."""
 
 import math
+from collections.abc import Sequence
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.rope import Rope
@@ -18,25 +19,32 @@ class Linear:
     Args:
         names: of the torch layers, from which W [out_features, in_features] and b [out_features] come.
         activation: name of a `ttnn.UnaryOpType`.
+        in_features: of x, or of parts of it that lie side by side.
         out_zeros: features of zeros behind each layer's own.
-        in_zeros: (at, count): x has this many features more, from that one on, which don't count.
+        in_zeros: features that x has besides, behind its first part, and that don't count.
+        split: over chips along TP: "columns", each gives its share of every layer's outputs; "rows", each takes its
+            share of every part's inputs, and their sum is on all of them.
     """
 
     def __init__(
         self,
         weights: Weights,
         *names: str,
-        in_features: int,
+        in_features: int | Sequence[int],
         out_features: int,
         bias: bool = True,
         activation: str | None = None,
         out_zeros: int = 0,
-        in_zeros: tuple[int, int] = (0, 0),
+        in_zeros: int = 0,
+        split: str | None = None,
     ):
+        matrices, biases = ([f"{name}.{part}" for name in names] for part in ("weight", "bias"))
         self.weight = weights.matrix(
-            [f"{name}.weight" for name in names], out_features, in_features, out_zeros=out_zeros, in_zeros=in_zeros
+            matrices, out_features, in_features, out_zeros=out_zeros, in_zeros=in_zeros, split=split
         )
-        self.bias = weights.row([f"{name}.bias" for name in names], out_features, zeros=out_zeros) if bias else None
+        self.bias = weights.row(biases, out_features, zeros=out_zeros, split=split) if bias else None
+        self.split = split
+        self.parallel = weights.parallel
         self.activation = activation and ttnn.UnaryWithParam(
             getattr(ttnn.UnaryOpType, activation), *_EXACT_FORMS.get(activation, ())
         )
@@ -45,7 +53,7 @@ class Linear:
     def __call__(self, *parts: "ttnn.Tensor", dtype: "ttnn.DataType | None" = None) -> "ttnn.Tensor":
         """Two parts of x, [1, 1, S, in_features] side by side, are read as one."""
         # ttnn.linear would take an operation more for the activation, and parts would have to be copied together.
-        return ttnn.experimental.minimal_matmul(
+        y = ttnn.experimental.minimal_matmul(
             parts[0] if len(parts) == 1 else list(parts),
             self.weight,
             bias_tensor=self.bias,
@@ -53,19 +61,29 @@ class Linear:
             dtype=dtype or ttnn.bfloat16,
             compute_kernel_config=self.compute_config,
         )
+        return self.parallel.all_reduce(y) if self.split == "rows" else y
+
+    def add_to(self, residual: "ttnn.Tensor", gate: "ttnn.Tensor", *parts: "ttnn.Tensor") -> "ttnn.Tensor":
+        """residual + y gate, the end of a block's branch. gate: [1, 1, 1, out_features]."""
+        return ttnn.addcmul(residual, self(*parts), gate)
 
 
 class Projections(Linear):
-    """Linear layers that share their input, in one op; each has an output of its own."""
+    """Linear layers that share their input, in one op; each has an output of its own, split over TP by columns."""
 
     def __init__(self, weights: Weights, *names: str, in_features: int, out_features: int, out_zeros: int = 0):
         super().__init__(
-            weights, *names, in_features=in_features, out_features=out_features, out_zeros=out_zeros
+            weights,
+            *names,
+            in_features=in_features,
+            out_features=out_features,
+            out_zeros=out_zeros,
+            split="columns",
         )
         self.count = len(names)
 
     def __call__(self, x: "ttnn.Tensor") -> "list[ttnn.Tensor]":
-        """Outputs [1, 1, S, out_features + out_zeros] in the order of the names."""
+        """Outputs [1, 1, S, (out_features + out_zeros) / tp] in the order of the names."""
         return ttnn.experimental.minimal_matmul_split(
             x,
             self.weight,
@@ -104,17 +122,17 @@ class RMSNorm:
         return ttnn.rms_norm(x, weight=self.weight, epsilon=self.eps, compute_kernel_config=self.norm_config)
 
 
-def padded_heads(heads: int, head_dim: int) -> int:
-    """Heads for `HeadNorm`: its op takes tiles by fours, and waits for ever for those missing in the last four.
+def padded_heads(heads: int, head_dim: int, chips: int) -> int:
+    """Heads for `HeadNorm` over so many chips, the same number on each: its op takes tiles by fours, and waits for ever for those missing in the last four.
 
     Heads of zeros fill them up: they add nothing to the others, and the matrix behind the attention has zeros for them.
     """
-    together = 4 // math.gcd(4, head_dim // 32)
+    together = chips * (4 // math.gcd(4, head_dim // 32))
     return math.ceil(heads / together) * together
 
 
 class HeadNorm:
-    """RMS norm of each head by itself, split into heads and RoPE, in one op; heads as `padded_heads` gives them."""
+    """RMS norm of each head by itself, split into heads and RoPE, in one op; heads of a chip, by `padded_heads`."""
 
     def __init__(self, weights: Weights, name: str, heads: int, head_dim: int, eps: float):
         self.weight = weights.row([f"{name}.weight"] * heads, head_dim)

@@ -101,7 +101,9 @@ class Modulation:
         self.text_embedder = _Embedder(embed.at("text_embedder"), config.pooled_projection_dim, dim)
 
         def linear(name: str, vectors: int) -> Linear:
-            return _FewRows(weights, f"{name}.linear", in_features=dim, out_features=vectors * dim)
+            return _FewRows(
+                weights, f"{name}.linear", in_features=dim, out_features=vectors * dim, split="columns"
+            )
 
         self.double = [
             (linear(f"transformer_blocks.{i}.norm1", 6), linear(f"transformer_blocks.{i}.norm1_context", 6))
@@ -109,8 +111,14 @@ class Modulation:
         ]
         self.single = [linear(f"single_transformer_blocks.{i}.norm", 3) for i in range(config.num_single_layers)]
         self.out = linear("norm_out", 2)
+        self.parallel = weights.parallel
         self.device = weights.device
         self.norm_config = weights.norm_config
+
+    @staticmethod
+    def divides(config, chips: int) -> bool:
+        """Whether its linear layers can be split over so many chips."""
+        return config.inner_dim % (ttnn.TILE_SIZE * chips) == 0
 
     def embed(self, sigmas: Sequence[float], guidance: float | None, pooled: "ttnn.Tensor") -> "ttnn.Tensor":
         """temb, float32 [1, 1, N, D], for N times `sigmas` (0 to 1), with the pooled prompt [1, 1, 1, P].
@@ -143,8 +151,9 @@ class Modulation:
     def _vectors(self, linear: Linear, temb: "ttnn.Tensor", names: tuple[str, ...]) -> "ttnn.Tensor":
         """What a linear layer makes of `temb`: vectors side by side, bfloat16 [1, 1, N, len(names) D]."""
         one = torch.tensor([float(name == "scale") for name in names]).repeat_interleave(temb.shape[3])
+        made = self.parallel.all_gather(linear(temb), dim=3)
         # 1 + scale is rounded once, here.
-        return ttnn.add(linear(temb), upload(one[None, None, None], self.device, ttnn.float32), dtype=ttnn.bfloat16)
+        return ttnn.add(made, upload(one[None, None, None], self.device, ttnn.float32), dtype=ttnn.bfloat16)
 
 
 @dataclass(frozen=True)

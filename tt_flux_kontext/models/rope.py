@@ -3,6 +3,7 @@
 import torch
 
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.models.weights import upload
 
 THETA = 10000.0
@@ -34,17 +35,16 @@ class Rope:
     float32 (computed in torch for 1024 x 1024 pixels).
 
     Args:
-        ids: [S, axes], one row a token.
+        ids: [S, axes], one row a token, chip by chip: as many whole tiles on each as `Parallel.scatter` gives it.
         axes_dims: features of a head that each axis takes; their sum is the head's size.
 
     Attributes:
-        cos, sin: float32 [1, 1, S to whole tiles, sum of axes_dims].
+        cos, sin: float32 [1, 1, rows of a chip to whole tiles, sum of axes_dims].
         turn: bfloat16 [1, 1, 32, 32], for every 32 features.
     """
 
-    def __init__(self, ids: torch.Tensor, axes_dims: tuple[int, ...], device):
+    def __init__(self, ids: torch.Tensor, axes_dims: tuple[int, ...], parallel: Parallel):
         whole_tiles = torch.nn.functional.pad(ids, (0, 0, 0, -len(ids) % ttnn.TILE_SIZE))
         cos, sin = rope_tables(whole_tiles, axes_dims)
-        self.cos = upload(cos[None, None], device, ttnn.float32)
-        self.sin = upload(sin[None, None], device, ttnn.float32)
-        self.turn = upload(pair_rotation()[None, None], device, ttnn.bfloat16)
+        self.cos, self.sin = parallel.scatter(cos, ttnn.float32), parallel.scatter(sin, ttnn.float32)
+        self.turn = upload(pair_rotation()[None, None], parallel.device, ttnn.bfloat16)

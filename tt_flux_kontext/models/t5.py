@@ -67,23 +67,24 @@ class T5Layer:
         dim, inner = config.d_model, config.num_heads * config.d_kv
         attention, feed_forward = weights.at("layer.0.SelfAttention"), weights.at("layer.1.DenseReluDense")
         activation = _ACTIVATIONS[config.dense_act_fn]
-        self.heads = config.num_heads
+        self.heads = config.num_heads // weights.parallel.tp
         self.attention_norm = RMSNorm(weights, "layer.0.layer_norm", dim, config.layer_norm_epsilon)
-        self.qkv = Linear(attention, "q", "k", "v", in_features=dim, out_features=inner, bias=False)
-        self.out = Linear(attention, "o", in_features=inner, out_features=dim, bias=False)
+        columns, rows = {"bias": False, "split": "columns"}, {"bias": False, "split": "rows"}
+        self.qkv = Linear(attention, "q", "k", "v", in_features=dim, out_features=inner, **columns)
+        self.out = Linear(attention, "o", in_features=inner, out_features=dim, **rows)
         self.feed_forward_norm = RMSNorm(weights, "layer.1.layer_norm", dim, config.layer_norm_epsilon)
-        width = {"in_features": dim, "out_features": config.d_ff, "bias": False}
+        columns |= {"in_features": dim, "out_features": config.d_ff}
         if config.is_gated_act:
-            self.wi = Linear(feed_forward, "wi_0", activation=activation, **width)
-            self.gate = Linear(feed_forward, "wi_1", **width)
+            self.wi = Linear(feed_forward, "wi_0", activation=activation, **columns)
+            self.gate = Linear(feed_forward, "wi_1", **columns)
         else:
-            self.wi = Linear(feed_forward, "wi", activation=activation, **width)
+            self.wi = Linear(feed_forward, "wi", activation=activation, **columns)
             self.gate = None
-        self.wo = Linear(feed_forward, "wo", in_features=config.d_ff, out_features=dim, bias=False)
+        self.wo = Linear(feed_forward, "wo", in_features=config.d_ff, out_features=dim, **rows)
         self.compute_config = weights.compute_config
 
     def __call__(self, x: "ttnn.Tensor", position_bias: "ttnn.Tensor") -> "ttnn.Tensor":
-        """x: [1, 1, S, d_model]. position_bias: [1, heads, S, S]. Scores are not scaled by 1 / sqrt(d_kv) in T5."""
+        """x: [1, 1, S, d_model]. position_bias: [1, heads of a chip, S, S]. Scores are not scaled by 1 / sqrt(d_kv) in T5."""
         qkv = self.qkv(self.attention_norm(x))
         x = ttnn.add(x, self.out(biased_attention(qkv, position_bias, self.heads, self.compute_config)))
         normed = self.feed_forward_norm(x)
@@ -98,6 +99,7 @@ class T5Encoder:
 
     def __init__(self, config: T5Config, weights: Weights):
         self.config = config
+        self.parallel = weights.parallel
         self.device = weights.device
         embedding = weights.either("shared.weight", "encoder.embed_tokens.weight").removesuffix(".weight")
         self.embedding = Embedding(weights, embedding, config.vocab_size, config.d_model)
@@ -110,13 +112,19 @@ class T5Encoder:
         )
         self.final_layer_norm = RMSNorm(weights, "encoder.final_layer_norm", config.d_model, config.layer_norm_epsilon)
 
+    @staticmethod
+    def divides(config: T5Config, chips: int) -> bool:
+        """Whether its heads and feed-forward can be split over so many chips."""
+        return config.num_heads % chips == 0 and config.d_ff % (ttnn.TILE_SIZE * chips) == 0
+
     def position_bias(self, tokens: int) -> "ttnn.Tensor":
-        """The bias that all layers add to their scores, [1, heads, tokens, tokens]."""
+        """The bias that all layers add to their scores, [1, heads of a chip, tokens, tokens]."""
         buckets = relative_position_buckets(
             tokens, self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
         )
         bias = self.relative_attention_bias(upload(buckets, self.device, ttnn.uint32, tiled=False))
-        return ttnn.reshape(ttnn.permute(bias, (2, 0, 1)), (1, self.config.num_heads, tokens, tokens))
+        bias = ttnn.reshape(ttnn.permute(bias, (2, 0, 1)), (1, self.config.num_heads, tokens, tokens))
+        return self.parallel.partition(bias, dim=1)
 
     def __call__(self, ids: torch.Tensor) -> "ttnn.Tensor":
         """ids: int64 [S], padding included. Returns the last hidden state, bfloat16 [1, 1, S, d_model]."""

@@ -8,6 +8,8 @@ import torch
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.checkpoint.files import LAYERS, check_fields
+from tt_flux_kontext.mesh import Parallel
+from tt_flux_kontext.models.attention import Attention, Lengths, QueryKeyValue
 from tt_flux_kontext.models.layers import HeadNorm, Linear, Projections, merge_heads, padded_heads, to_heads
 from tt_flux_kontext.models.modulation import Adaptive, StepModulation, StreamModulation
 from tt_flux_kontext.models.rope import Rope
@@ -56,19 +58,10 @@ class TransformerConfig:
     def inner_dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
-    @property
-    def padded_heads(self) -> int:
-        """Heads as the device has them: the model's, and some of zeros where their norm needs them."""
-        return padded_heads(self.num_attention_heads, self.attention_head_dim)
-
-    @property
-    def padding(self) -> int:
-        """Features of the heads of zeros."""
-        return (self.padded_heads - self.num_attention_heads) * self.attention_head_dim
 
 
 class _Adaptable:
-    """What blocks share: the norm before their linear layers, adapted by shift and 1 + scale."""
+    """The norm before linear layers, adapted by shift and 1 + scale."""
 
     def __init__(self, weights: Weights):
         self.norm_config = weights.norm_config
@@ -83,34 +76,57 @@ class _Adaptable:
         )
 
 
-class _Stream(_Adaptable):
-    """The image or the context stream of a double block: all but the attention, in which both meet."""
+class _Heads(_Adaptable):
+    """What blocks share: the adapted norm, and from it query, key and value of each head.
+
+    Attributes:
+        heads: of a chip, those of zeros included that their norm needs.
+        padding: features of the heads of zeros, over all chips.
+    """
 
     def __init__(self, config: TransformerConfig, weights: Weights, names: dict[str, str]):
         super().__init__(weights)
-        dim = config.inner_dim
-        self.heads = config.padded_heads
+        dim, size, tp = config.inner_dim, config.attention_head_dim, weights.parallel.tp
+        heads = padded_heads(config.num_attention_heads, size, tp)
+        self.heads, self.padding = heads // tp, heads * size - dim
         qkv = (names["q"], names["k"], names["v"])
-        self.qkv = Projections(weights, *qkv, in_features=dim, out_features=dim, out_zeros=config.padding)
-        self.norm_q = HeadNorm(weights, names["norm_q"], self.heads, config.attention_head_dim, EPS)
-        self.norm_k = HeadNorm(weights, names["norm_k"], self.heads, config.attention_head_dim, EPS)
-        self.out = Linear(
-            weights, names["out"], in_features=dim, out_features=dim, in_zeros=(dim, config.padding)
-        )
-        feed_forward = names["feed_forward"]
-        self.feed_forward_in = Linear(
-            weights, f"{feed_forward}.net.0.proj", in_features=dim, out_features=4 * dim, activation="GELU_TANH"
-        )
-        self.feed_forward_out = Linear(weights, f"{feed_forward}.net.2", in_features=4 * dim, out_features=dim)
+        self.qkv = Projections(weights, *qkv, in_features=dim, out_features=dim, out_zeros=self.padding)
+        self.norm_q = HeadNorm(weights, names["norm_q"], self.heads, size, EPS)
+        self.norm_k = HeadNorm(weights, names["norm_k"], self.heads, size, EPS)
 
-    def query_key_value(self, x: "ttnn.Tensor", rope: Rope | None, modulation: StreamModulation):
-        query, key, value = self.qkv(self.norm(x, modulation.attention))
+    def query_key_value(self, normed: "ttnn.Tensor", rope: Rope | None) -> QueryKeyValue:
+        query, key, value = self.qkv(normed)
         return self.norm_q(query, rope), self.norm_k(key, rope), to_heads(value, self.heads)
 
+
+class _Stream(_Heads):
+    """The image or the context stream of a double block: all but the attention, in which both meet."""
+
+    def __init__(self, config: TransformerConfig, weights: Weights, names: dict[str, str]):
+        super().__init__(config, weights, names)
+        dim, feed_forward = config.inner_dim, names["feed_forward"]
+        self.out = Linear(
+            weights, names["out"], in_features=dim, out_features=dim, in_zeros=self.padding, split="rows"
+        )
+        self.feed_forward_in = Linear(
+            weights,
+            f"{feed_forward}.net.0.proj",
+            in_features=dim,
+            out_features=4 * dim,
+            activation="GELU_TANH",
+            split="columns",
+        )
+        self.feed_forward_out = Linear(
+            weights, f"{feed_forward}.net.2", in_features=4 * dim, out_features=dim, split="rows"
+        )
+
+    def attend(self, x: "ttnn.Tensor", rope: Rope | None, modulation: StreamModulation) -> QueryKeyValue:
+        return self.query_key_value(self.norm(x, modulation.attention), rope)
+
     def finish(self, x: "ttnn.Tensor", attention: "ttnn.Tensor", modulation: StreamModulation) -> "ttnn.Tensor":
-        x = ttnn.addcmul(x, self.out(merge_heads(attention)), modulation.attention.gate)
+        x = self.out.add_to(x, modulation.attention.gate, merge_heads(attention))
         hidden = self.feed_forward_in(self.norm(x, modulation.feed_forward))
-        return ttnn.addcmul(x, self.feed_forward_out(hidden), modulation.feed_forward.gate)
+        return self.feed_forward_out.add_to(x, modulation.feed_forward.gate, hidden)
 
 
 _IMAGE_NAMES = {
@@ -139,68 +155,75 @@ class DoubleBlock:
     def __init__(self, config: TransformerConfig, weights: Weights):
         self.image = _Stream(config, weights, _IMAGE_NAMES)
         self.context = _Stream(config, weights, _CONTEXT_NAMES)
-        self.attention_config = weights.attention_config(config.attention_head_dim)
-        self.compute_config = weights.compute_config
+        self.attention = Attention(weights, config.attention_head_dim)
 
     def __call__(
         self,
         image: "ttnn.Tensor",
         context: "ttnn.Tensor",
-        rope: Rope,
+        positions: "Positions",
         modulation: tuple[StreamModulation, StreamModulation],
     ) -> "tuple[ttnn.Tensor, ttnn.Tensor]":
-        """image: [1, 1, I, D]. context: [1, 1, T, D]. rope: of the image rows; the context's position is 0, no turn."""
+        """image: [1, 1, I, D]. context: [1, 1, T, D]; its position is 0, no turn."""
         image_modulation, context_modulation = modulation
-        attention, context_attention = ttnn.transformer.joint_scaled_dot_product_attention(
-            *self.image.query_key_value(image, rope, image_modulation),
-            *self.context.query_key_value(context, None, context_modulation),
-            joint_strategy="rear",
-            program_config=self.attention_config,
-            compute_kernel_config=self.compute_config,
+        attention, context_attention = self.attention.joint(
+            self.image.attend(image, positions.image, image_modulation),
+            self.context.attend(context, None, context_modulation),
+            positions.lengths,
         )
         image = self.image.finish(image, attention, image_modulation)
         return image, self.context.finish(context, context_attention, context_modulation)
 
 
-class SingleBlock(_Adaptable):
+class SingleBlock(_Heads):
     """Attention and feed-forward side by side over one sequence (diffusers' FluxSingleTransformerBlock)."""
 
     def __init__(self, config: TransformerConfig, weights: Weights):
-        super().__init__(weights)
+        super().__init__(config, weights, _IMAGE_NAMES)
         dim = config.inner_dim
-        self.heads = config.padded_heads
-        qkv = ("attn.to_q", "attn.to_k", "attn.to_v")
-        self.qkv = Projections(weights, *qkv, in_features=dim, out_features=dim, out_zeros=config.padding)
-        self.norm_q = HeadNorm(weights, "attn.norm_q", self.heads, config.attention_head_dim, EPS)
-        self.norm_k = HeadNorm(weights, "attn.norm_k", self.heads, config.attention_head_dim, EPS)
-        self.mlp = Linear(weights, "proj_mlp", in_features=dim, out_features=4 * dim, activation="GELU_TANH")
+        self.mlp = Linear(
+            weights, "proj_mlp", in_features=dim, out_features=4 * dim, activation="GELU_TANH", split="columns"
+        )
         self.out = Linear(
-            weights, "proj_out", in_features=5 * dim, out_features=dim, in_zeros=(dim, config.padding)
+            weights, "proj_out", in_features=(dim, 4 * dim), out_features=dim, in_zeros=self.padding, split="rows"
         )
-        self.attention_config = weights.attention_config(config.attention_head_dim)
-        self.compute_config = weights.compute_config
+        self.attention = Attention(weights, config.attention_head_dim)
 
-    def __call__(self, x: "ttnn.Tensor", rope: Rope, modulation: Adaptive) -> "ttnn.Tensor":
-        """x: [1, 1, T + I, D], context rows first. rope: of all rows."""
+    def __call__(self, x: "ttnn.Tensor", positions: "Positions", modulation: Adaptive) -> "ttnn.Tensor":
+        """x: [1, 1, T + I, D], context rows first."""
         normed = self.norm(x, modulation)
-        query, key, value = self.qkv(normed)
-        attention = ttnn.transformer.scaled_dot_product_attention(
-            self.norm_q(query, rope),
-            self.norm_k(key, rope),
-            to_heads(value, self.heads),
-            is_causal=False,
-            program_config=self.attention_config,
-            compute_kernel_config=self.compute_config,
-        )
-        return ttnn.addcmul(x, self.out(merge_heads(attention), self.mlp(normed)), modulation.gate)
+        attention = self.attention(self.query_key_value(normed, positions.joint), positions.lengths)
+        return self.out.add_to(x, modulation.gate, merge_heads(attention), self.mlp(normed))
 
 
 @dataclass(frozen=True)
 class Positions:
-    """RoPE of an edit's sequence: of the image rows (noise, then reference), and of context and image rows together."""
+    """Where the tokens of an edit's sequence stand, chip by chip.
+
+    Attributes:
+        image: RoPE of the image rows (noise, then reference).
+        joint: of context and image rows, one below the other on each chip.
+    """
 
     image: Rope
     joint: Rope
+    lengths: Lengths
+
+    @classmethod
+    def of(
+        cls, image_ids: torch.Tensor, context_tokens: int, config: TransformerConfig, parallel: Parallel
+    ) -> "Positions":
+        """image_ids: [I, 3], of the noise and then of the reference tokens. Context tokens have id (0, 0, 0)."""
+        lengths = Lengths.of(context_tokens, len(image_ids), parallel)
+        axes, chips = config.axes_dims_rope, parallel.sp
+        padding = chips * lengths.image_rows - len(image_ids)
+        ids = torch.nn.functional.pad(image_ids, (0, 0, 0, padding)).unflatten(0, (chips, -1))
+        joint_ids = torch.cat([ids.new_zeros(chips, lengths.context_rows, ids.shape[2]), ids], 1)
+        return cls(
+            image=Rope(ids.flatten(0, 1), axes, parallel),
+            joint=Rope(joint_ids.flatten(0, 1), axes, parallel),
+            lengths=lengths,
+        )
 
 
 class Transformer(_Adaptable):
@@ -209,8 +232,6 @@ class Transformer(_Adaptable):
     def __init__(self, config: TransformerConfig, weights: Weights):
         super().__init__(weights)
         dim = config.inner_dim
-        self.config = config
-        self.device = weights.device
         full = weights.full()
         self.x_embedder = Linear(full, "x_embedder", in_features=config.in_channels, out_features=dim)
         self.context_embedder = Linear(
@@ -224,41 +245,35 @@ class Transformer(_Adaptable):
         ]
         self.proj_out = Linear(full, "proj_out", in_features=dim, out_features=config.in_channels)
 
-    def positions(self, image_ids: torch.Tensor, context_tokens: int) -> Positions:
-        """image_ids: [I, 3], of the noise and then of the reference tokens. Context tokens have id (0, 0, 0)."""
-        joint_ids = torch.cat([torch.zeros(context_tokens, image_ids.shape[1]), image_ids])
-        axes = self.config.axes_dims_rope
-        return Positions(
-            image=Rope(image_ids, axes, self.device),
-            joint=Rope(joint_ids, axes, self.device),
-        )
+    @staticmethod
+    def check_split(config: TransformerConfig, tp: int) -> None:
+        """Raises `ValueError` for more chips than features can be split over: heads can always be filled up."""
+        if 4 * config.inner_dim % (ttnn.TILE_SIZE * tp):
+            raise ValueError(
+                f"The transformer can't be split over {tp} chips by features: {4 * config.inner_dim} of its "
+                f"feed-forward don't divide into as many whole tiles of {ttnn.TILE_SIZE}."
+            )
 
     def __call__(
-        self,
-        latents: "ttnn.Tensor",
-        reference: "ttnn.Tensor | None",
-        context: "ttnn.Tensor",
-        positions: Positions,
-        modulation: StepModulation,
+        self, image: "ttnn.Tensor", context: "ttnn.Tensor", positions: Positions, modulation: StepModulation
     ) -> "ttnn.Tensor":
         """
         Args:
-            latents: [1, 1, N, C] bfloat16, packed noise.
-            reference: [1, 1, R, C] bfloat16, packed latents of the picture to edit; None for text to image.
+            image: [1, 1, I, C] bfloat16, packed: noise, and below it latents of the picture to edit if there is one.
             context: [1, 1, T, J] bfloat16, of the T5 encoder.
 
-        Returns the velocity of the noise, float32 [1, 1, N, C].
+        Both are a chip's rows of the whole (`Parallel.scatter`). Returns the velocity of the image rows, of which only
+        that of the noise means something, float32 [1, 1, I, C].
         """
-        noise_rows, context_rows = latents.shape[2], context.shape[2]
-        image = latents if reference is None else ttnn.concat([latents, reference], dim=2)
         image = self.x_embedder(image)
         context = self.context_embedder(context)
         for block, step in zip(self.double_blocks, modulation.double, strict=True):
-            image, context = block(image, context, positions.image, step)
+            image, context = block(image, context, positions, step)
 
         x = ttnn.concat([context, image], dim=2)
         for block, step in zip(self.single_blocks, modulation.single, strict=True):
-            x = block(x, positions.joint, step)
+            x = block(x, positions, step)
 
-        x = ttnn.slice(x, [0, 0, context_rows, 0], [1, 1, context_rows + noise_rows, x.shape[3]])
+        context_rows, (*_, rows, dim) = positions.lengths.context_rows, x.shape
+        x = ttnn.slice(x, [0, 0, context_rows, 0], [1, 1, rows, dim])
         return self.proj_out(self.norm(x, modulation.out), dtype=ttnn.float32)

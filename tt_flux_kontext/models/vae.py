@@ -10,7 +10,7 @@ from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.checkpoint.files import check_fields
 from tt_flux_kontext.models.feature_map import Conv2d, FeatureMap, GroupNorm, add, silu, to_bfloat16, to_float32
 from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads
-from tt_flux_kontext.models.weights import Weights, upload
+from tt_flux_kontext.models.weights import Weights, download, upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,7 @@ class Decoder:
         x = latents
         for block in self.blocks:
             x = block(x)
-        values = ttnn.to_torch(ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)).float()
+        values = download(ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)).float()
         return values.reshape(x.height, x.width, self.config.out_channels).permute(2, 0, 1)
 
     def __call__(self, latents: "ttnn.Tensor", height: int, width: int) -> torch.Tensor:

@@ -8,21 +8,22 @@ import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError, TensorFiles
+from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.precision import FULL, Precision
 from tt_flux_kontext.weight_cache import Keep, uncached
 
 _TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b": 576}
 
 
-def survey(models: Sequence[tuple[type, object, Precision]], tensors: TensorFiles) -> list[int]:
-    """Holds a component's files against the models (class, config, precision) that share them; reads no tensor.
+def survey(models: Sequence[tuple[type, object, Precision, Parallel]], tensors: TensorFiles) -> list[int]:
+    """Holds a component's files against the models (class, config, precision, split) that share them; reads no tensor.
 
-    Returns the bytes that each model's parameters take in DRAM. Strict: raises `CheckpointError` that names all tensors
+    Returns the bytes that each model's parameters take in a chip's DRAM. Strict: raises `CheckpointError` that names all tensors
     which are missing, unexpected or of another shape than the config asks for, with their files.
     """
     ledgers = []
-    for model_class, config, precision in models:
-        weights = Weights(tensors, precision)
+    for model_class, config, precision, parallel in models:
+        weights = Weights(tensors, precision, parallel, place=False)
         model_class(config, weights)
         ledgers.append(weights.ledger)
     problems = [problem for ledger in ledgers for problem in ledger.problems]
@@ -38,7 +39,7 @@ def survey(models: Sequence[tuple[type, object, Precision]], tensors: TensorFile
 
 
 class _Ledger:
-    """What a model asked for: the keys it used, the bytes it takes, and what was wrong."""
+    """What a model asked for: the keys it used, the bytes it takes of a chip, and what was wrong."""
 
     def __init__(self):
         self.used: set[str] = set()
@@ -49,10 +50,10 @@ class _Ledger:
 class Weights:
     """The tensors of one model, seen from one of its modules.
 
-    Without a device it only keeps the ledger, and what it hands out is None: that is how a model is surveyed.
-
     Args:
         tensors: of a component.
+        parallel: how the model is split over the device's chips.
+        place: False to keep the ledger only, and hand out None: that is how a model is surveyed.
         keep: what each parameter goes through on its way to the device.
         progress: called with the bytes of each parameter, once it is there; their sum is what `survey` says.
 
@@ -63,13 +64,15 @@ class Weights:
         self,
         tensors: TensorFiles,
         precision: Precision,
-        device=None,
+        parallel: Parallel,
         *,
+        place: bool = True,
         keep: Keep = uncached,
         progress: Callable[[int], object] = lambda size: None,
     ):
         self.tensors = tensors
-        self.device = device
+        self.parallel = parallel
+        self.device = parallel.device if place else None
         self.keep = keep
         self.progress = progress
         self.prefix = ""
@@ -92,37 +95,54 @@ class Weights:
         self,
         names: Sequence[str],
         out_features: int,
-        in_features: int,
+        in_features: int | Sequence[int],
         *,
         out_zeros: int = 0,
-        in_zeros: tuple[int, int] = (0, 0),
+        in_zeros: int = 0,
+        split: str | None = None,
     ):
         """Matrices [out, in] of linear layers that share their input, as one [in, sum of out] in tiles.
 
-        `out_zeros`: features of zeros behind each matrix's own; `in_zeros`: (at, count) of features that the input has
-        besides, and that the matrices multiply by zero.
+        `in_features` may be of parts that lie side by side. `out_zeros`: features of zeros behind each matrix's own;
+        `in_zeros`: features that the input has besides, behind its first part, and that are multiplied by zero.
+        `split`: "columns" gives each chip along TP its share of every matrix's outputs, "rows" of every part's inputs.
         """
-        at, count = in_zeros
+        parts = [in_features] if isinstance(in_features, int) else list(in_features)
+        columns, rows = (self.parallel.tp if split == way else 1 for way in ("columns", "rows"))
 
-        def build(*parts: torch.Tensor) -> torch.Tensor:
-            if count:
-                parts = [
-                    torch.cat([part[:, :at], part.new_zeros(out_features, count), part[:, at:]], 1) for part in parts
-                ]
-            return _stacked(parts, out_zeros).T
+        def build(*matrices: torch.Tensor) -> torch.Tensor:
+            stacked = _stacked([_padded(matrix, out_zeros) for matrix in matrices], columns)
+            if rows == 1 and not in_zeros:
+                return stacked.T
+            first, *others = stacked.T.split(parts)
+            return _stacked([_padded(first, in_zeros), *others], rows)
 
         return self._place(
             names,
-            (out_features, in_features),
+            (out_features, sum(parts)),
             build,
             self.precision.linear_weights,
-            placed=(out_features + out_zeros, in_features + count),
+            placed=((sum(parts) + in_zeros) // rows, (out_features + out_zeros) // columns),
+            split={"columns": 1, "rows": 0}.get(split),
         )
 
-    def row(self, names: Sequence[str], size: int, *, zeros: int = 0):
-        """Vectors [size], such as the biases of those layers, as one row [1, sum of sizes] in a row of tiles."""
+    def row(self, names: Sequence[str], size: int, *, zeros: int = 0, split: str | None = None):
+        """Vectors [size], such as the biases of those layers, as one row [1, sum of sizes] in a row of tiles.
+
+        `split`: "columns" as in `matrix`; "rows" gives it to the first chip along TP, and zeros to the others.
+        """
+        columns, rows = (self.parallel.tp if split == way else 1 for way in ("columns", "rows"))
+
+        def build(*vectors: torch.Tensor) -> torch.Tensor:
+            return _padded(_stacked([_padded(vector, zeros) for vector in vectors], columns)[None], rows - 1)
+
         return self._place(
-            names, (size,), lambda *parts: _stacked(parts, zeros)[None], "bfloat16", placed=(size + zeros,)
+            names,
+            (size,),
+            build,
+            "bfloat16",
+            placed=((size + zeros) // columns,),
+            split={"columns": 1, "rows": 0}.get(split),
         )
 
     def table(self, name: str, rows: int, width: int):
@@ -153,9 +173,9 @@ class Weights:
         self.compute_config = precision.compute_config(self.device) if self.device else None
         self.norm_config = precision.norm_config(self.device) if self.device else None
 
-    def attention_config(self, head_dim: int):
-        """Program config of scaled dot-product attention."""
-        return self.precision.attention_config(self.device, head_dim) if self.device else None
+    def attention_config(self, head_dim: int, *, spare_rows: int = 0):
+        """Program config of scaled dot-product attention, that leaves so many rows of cores to others."""
+        return self.precision.attention_config(self.device, head_dim, spare_rows) if self.device else None
 
     def _place(
         self,
@@ -165,10 +185,14 @@ class Weights:
         dtype: str,
         *,
         placed: tuple[int, ...] | None = None,
+        split: int | None = None,
         tiled=True,
         on_device=True,
     ):
-        """`shape`: of each tensor in the files. `placed`: what it takes on the device, where that is more."""
+        """`shape`: of each tensor in the files. `placed`: what it takes of a chip, where that is another.
+
+        `split`: dimension of what `build` makes that goes over the chips along TP.
+        """
         rows, columns = (1, *(placed or shape))[-2:]
         tiles = math.ceil(rows / 32) * math.ceil(columns / 32)
         size = tiles * _TILE_BYTES[dtype] if tiled else 2 * math.prod(shape)
@@ -181,9 +205,16 @@ class Weights:
             value = build(*map(self._read, names)).contiguous()
             layout = ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT
             if value.is_meta and on_device:  # a plan: the place without the values
-                return ttnn.empty(list(value.shape), dtype=getattr(ttnn, dtype), layout=layout, device=self.device)
+                shape = list(value.shape)
+                if split is not None:
+                    shape[split] //= self.parallel.tp
+                return ttnn.empty(shape, dtype=getattr(ttnn, dtype), layout=layout, device=self.device)
             return ttnn.from_torch(
-                _on_host(value), dtype=getattr(ttnn, dtype), layout=layout, device=self.device if on_device else None
+                _on_host(value),
+                dtype=getattr(ttnn, dtype),
+                layout=layout,
+                device=self.device if on_device else None,
+                mesh_mapper=None if split is None else self.parallel.mapper(self.parallel.tp_axis, split),
             )
 
         keys = " ".join(dict.fromkeys(self.prefix + name for name in names))
@@ -221,11 +252,16 @@ class Weights:
         self.ledger.bytes += size
 
 
-def _stacked(parts: Sequence[torch.Tensor], zeros: int = 0) -> torch.Tensor:
-    """One below the other, each with rows of zeros behind it; a single one without them is not copied."""
-    if zeros:
-        parts = [torch.cat([part, part.new_zeros(zeros, *part.shape[1:])]) for part in parts]
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+def _padded(x: torch.Tensor, zeros: int) -> torch.Tensor:
+    """With so many rows of zeros behind it."""
+    return torch.cat([x, x.new_zeros(zeros, *x.shape[1:])]) if zeros else x
+
+
+def _stacked(parts: Sequence[torch.Tensor], shares: int) -> torch.Tensor:
+    """Parts one below the other, in equal shares: first the first share of each part, then the second one of each."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.unflatten(0, (shares, -1)) for part in parts], 1).flatten(0, 1)
 
 
 def _on_host(value: torch.Tensor) -> torch.Tensor:
@@ -234,6 +270,11 @@ def _on_host(value: torch.Tensor) -> torch.Tensor:
 
 
 def upload(x: torch.Tensor, device, dtype: "ttnn.DataType", *, tiled: bool = True) -> "ttnn.Tensor":
-    """A torch tensor of this edit (not a parameter) to the device."""
+    """A torch tensor of this edit (not a parameter) to the device, whole on each chip."""
     layout = ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT
     return ttnn.from_torch(x, dtype=dtype, layout=layout, device=device)
+
+
+def download(x: "ttnn.Tensor") -> torch.Tensor:
+    """What each chip has whole, from the first one."""
+    return ttnn.to_torch(ttnn.get_device_tensors(x)[0])

@@ -7,6 +7,7 @@ import torch
 
 from tt_flux_kontext.checkpoint import Entry
 from tt_flux_kontext.edit import Edit, Editor, Text
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.weights import Weights
 from tt_flux_kontext.precision import FULL, PRECISIONS
 from tt_flux_kontext.residency import COMPONENTS, MODELS, Models
@@ -60,7 +61,7 @@ class ShapeCheckpoint:
         tensors = ShapeTensors(component)
         for owner, model_class in MODELS.values():
             if owner == component:
-                model_class(read_config(CONFIGS[component]), _Wishes(tensors, FULL))
+                model_class(read_config(CONFIGS[component]), _Wishes(tensors, FULL, Parallel(Mesh(None)), place=False))
         return tensors
 
 
@@ -82,9 +83,9 @@ class _Wishes(Weights):
         self.tensors.entries[self.prefix + name] = Entry(self.tensors.folder, shape)
 
 
-def full_size_editor(device, precision: str) -> Editor:
+def full_size_editor(device, precision: str, split: tuple[int, int] | None = None) -> Editor:
     """The full-size models on a device. Their weights take their place there, with whatever values it had."""
-    return Editor(Models(ShapeCheckpoint(), device, PRECISIONS[precision]), _tokenize, _tokenize)
+    return Editor(Models(ShapeCheckpoint(), device, PRECISIONS[precision], split), _tokenize, _tokenize)
 
 
 def full_size_edit(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tests.silicon.case import Bench, cases, host
 from tests.silicon.rules import HALF, NEAR
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.layers import HeadNorm, LayerNorm, RMSNorm, padded_heads
 from tt_flux_kontext.models.rope import Rope, rope_tables
 from tt_flux_kontext.models.vae import FeatureMap, GroupNorm, to_bfloat16, to_float32
@@ -73,8 +74,8 @@ def head_norm(bench: Bench, x, w, ids=None, rows=None):
     """With heads of zeros where the op needs more of them. The first `rows` are compared, by default all."""
     size = len(w)
     heads = x.shape[-1] // size
-    padded = padded_heads(heads, size)
-    rope = None if ids is None else Rope(ids.float(), AXES[size], bench.device)
+    padded = padded_heads(heads, size, chips=1)
+    rope = None if ids is None else Rope(ids.float(), AXES[size], Parallel(Mesh(bench.device)))
     norm = HeadNorm(bench.weights({"n.weight": w}), "n", padded, size, EPS)
     out = norm(bench.put(F.pad(x, (0, (padded - heads) * size))), rope)
     reference = F.rms_norm(x.view(1, -1, heads, size), (size,), w, EPS).transpose(1, 2)

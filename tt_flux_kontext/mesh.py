@@ -1,0 +1,193 @@
+"""Many chips: which axis of the mesh splits what of a model, and the collectives along it.
+
+A mesh has rows and columns of chips. Along one axis a model may split its sequence (sequence parallelism, SP: each chip
+has other tokens), along the other its features (tensor parallelism, TP: each chip has other heads, and other columns or
+rows of matrices). An axis of one chip, or one that splits nothing, has no collectives, so that the code of many chips is
+that of one.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tt_flux_kontext.backend import ttnn
+
+
+@dataclass(frozen=True)
+class System:
+    """Chips and the Ethernet between them.
+
+    Attributes:
+        meshes: (rows, columns) that all chips can be seen as; the first one is opened.
+        rings: lengths of axes whose last chip has a cable to the first one.
+        links: cables between neighbours.
+    """
+
+    meshes: tuple[tuple[int, int], ...] = ((1, 1),)
+    rings: tuple[int, ...] = ()
+    links: int = 1
+
+
+# By the names of TT-NN's ClusterType. A system that is not here opens one chip.
+SYSTEMS = {
+    "N300": System(((1, 2),), links=2),
+    "T3K": System(((2, 4), (1, 8)), rings=(8,), links=2),
+    "GALAXY": System(((8, 4), (4, 8)), rings=(4, 8), links=4),
+    "P300": System(((1, 2),), links=2),
+    "P150_X4": System(((1, 4), (2, 2)), rings=(4,), links=4),
+}
+
+
+def system() -> System:
+    """The one that TT-NN finds."""
+    return SYSTEMS.get(ttnn.cluster.get_cluster_type().name, System())
+
+
+class Mesh:
+    """An open device, and what the collectives of all models on it share: semaphores and persistent buffers.
+
+    There are two sets of each, used in turns, since a collective may begin while a neighbour still ends the one before.
+    """
+
+    def __init__(self, device: "ttnn.MeshDevice | None"):
+        """None: one chip that isn't there, for what has shapes only."""
+        self.device = device
+        self.shape = tuple(device.shape) if device else (1, 1)
+        self.system = system() if self.chips > 1 else System()
+        self._sets: dict[tuple, list] = {}
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    def split(self, sp: int, tp: int) -> "Parallel":
+        """Tokens over `sp` chips and features over `tp`, the lengths of both axes. Raises `ValueError` for others."""
+        for sp_axis in (0, 1):
+            if (self.shape[sp_axis], self.shape[1 - sp_axis]) == (sp, tp):
+                return Parallel(self, sp_axis, 1 - sp_axis)
+        rows, columns = self.shape
+        ways = sorted({(rows, columns), (columns, rows)}, reverse=True)
+        raise ValueError(
+            f"{rows} x {columns} chips can't be split into {sp} by tokens and {tp} by features: it is "
+            + " or ".join(f"{a} and {b}" for a, b in ways)
+            + ". Open another form of the mesh, or other submeshes, for another split."
+        )
+
+    def features(self, divides: Callable[[int], bool]) -> "Parallel":
+        """Features over the longest axis that they divide by, the same on all chips along the other one."""
+        for axis in sorted((0, 1), key=lambda axis: -self.shape[axis]):
+            if divides(self.shape[axis]):
+                return Parallel(self, None, axis)
+        return Parallel(self)
+
+    def topology(self, axis: int) -> "ttnn.Topology":
+        """A ring where the axis closes."""
+        closes = self.shape[axis] in self.system.rings
+        return ttnn.Topology.Ring if closes else ttnn.Topology.Linear
+
+    def in_turns(self, key: tuple, make: Callable):
+        """One of two things that `make` made, each time the other."""
+        pair = self._sets.setdefault(key, [])
+        if not pair:
+            pair += [make(), make()]
+        pair.reverse()
+        return pair[0]
+
+
+class Parallel:
+    """The split of one model.
+
+    Args:
+        sp_axis: of the mesh, along which chips hold different tokens; None where all have them all.
+        tp_axis: along which they hold different features.
+
+    Attributes:
+        sp, tp: chips along these axes, 1 where there is none.
+    """
+
+    def __init__(self, mesh: Mesh, sp_axis: int | None = None, tp_axis: int | None = None):
+        self.mesh = mesh
+        self.device = mesh.device
+        self.sp_axis, self.tp_axis = sp_axis, tp_axis
+        self.sp, self.tp = (1 if axis is None else mesh.shape[axis] for axis in (sp_axis, tp_axis))
+
+    @property
+    def key(self) -> list:
+        """What the parameters on each chip depend on, as JSON has it."""
+        return [list(self.mesh.shape), self.tp_axis if self.tp > 1 else None]
+
+    def rows(self, tokens: int) -> int:
+        """Rows of a chip that holds its share of tokens: whole tiles, where there are several chips."""
+        return tokens if self.sp == 1 else math.ceil(tokens / (ttnn.TILE_SIZE * self.sp)) * ttnn.TILE_SIZE
+
+    def scatter(self, x: torch.Tensor, dtype: "ttnn.DataType") -> "ttnn.Tensor":
+        """Tokens [S, features] to the device, in tiles: each chip has its rows, [1, 1, rows(S), features].
+
+        Rows that there are no tokens for are zeros, behind all others.
+        """
+        padded = torch.nn.functional.pad(x, (0, 0, 0, self.sp * self.rows(len(x)) - len(x)))
+        mapper = self.mapper(self.sp_axis, 2)
+        return ttnn.from_torch(
+            padded[None, None], dtype=dtype, layout=ttnn.TILE_LAYOUT, device=self.device, mesh_mapper=mapper
+        )
+
+    def gather(self, x: "ttnn.Tensor") -> torch.Tensor:
+        """The inverse of `scatter`, float32, with the rows behind all others."""
+        step = math.prod(self.mesh.shape[1:]) if self.sp_axis == 0 else 1  # from one chip to the next along SP
+        shards = ttnn.get_device_tensors(x)[: step * self.sp : step]
+        return torch.cat([ttnn.to_torch(shard)[0, 0] for shard in shards]).float()
+
+    def mapper(self, axis: int | None, dim: int):
+        """For `ttnn.from_torch`: dimension `dim` over the chips along an axis, None where that is one chip."""
+        if axis is None or self.mesh.shape[axis] == 1:
+            return None
+        placements = [ttnn.PlacementReplicate(), ttnn.PlacementReplicate()]
+        placements[axis] = ttnn.PlacementShard(dim)
+        config = ttnn.MeshMapperConfig(placements, ttnn.MeshShape(*self.mesh.shape))
+        return ttnn.create_mesh_mapper(self.device, config)
+
+    def all_reduce(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
+        """The sum over TP, on each of its chips."""
+        if self.tp == 1:
+            return x
+        return ttnn.all_reduce(x, cluster_axis=self.tp_axis, topology=self.mesh.topology(self.tp_axis))
+
+    def all_gather(self, x: "ttnn.Tensor", dim: int) -> "ttnn.Tensor":
+        """What the chips along TP have, side by side, on each of them."""
+        return x if self.tp == 1 else ttnn.all_gather(x, dim, cluster_axis=self.tp_axis)
+
+    def all_gather_rows(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
+        """What the chips along SP have, [B, H, rows, D], one below the other, on each of them."""
+        return x if self.sp == 1 else ttnn.all_gather(x, 2, cluster_axis=self.sp_axis)
+
+    def partition(self, x: "ttnn.Tensor", dim: int) -> "ttnn.Tensor":
+        """Of a tensor that the chips along TP have whole, each its share."""
+        return x if self.tp == 1 else ttnn.mesh_partition(x, dim, cluster_axis=self.tp_axis)
+
+    def ring(self) -> dict:
+        """Arguments of a collective that goes along SP."""
+        grid = self.device.compute_with_storage_grid_size()
+        cores = ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(grid.x - 1, grid.y - 1))
+
+        def semaphores() -> list:
+            return [ttnn.create_global_semaphore(self.device, ttnn.CoreRangeSet({cores}), 0) for _ in range(2)]
+
+        return {
+            "multi_device_global_semaphore": self.mesh.in_turns(("semaphores", self.sp_axis), semaphores),
+            "num_links": self.mesh.system.links,
+            "cluster_axis": self.sp_axis,
+            "mesh_device": self.device,
+            "topology": self.mesh.topology(self.sp_axis),
+        }
+
+    def buffer(self, name: str, like: "ttnn.Tensor") -> "ttnn.Tensor":
+        """Room for what `all_gather_rows` of `like` gives; `name` tells apart what is in use at the same time."""
+        batch, heads, rows, size = like.shape
+        shape = [batch, heads, self.sp * rows, size]
+
+        def make() -> "ttnn.Tensor":
+            return ttnn.empty(shape, dtype=like.dtype, layout=ttnn.TILE_LAYOUT, device=self.device)
+
+        return self.mesh.in_turns((name, self.sp_axis, *shape, like.dtype), make)
