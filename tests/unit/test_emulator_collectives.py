@@ -19,7 +19,7 @@ def opened():
     def open_mesh(system, shape, fabric=LINE):
         ttnn.configure(system)
         ttnn.set_fabric_config(fabric)
-        devices.append(ttnn.open_mesh_device(ttnn.MeshShape(shape)))
+        devices.append(ttnn.open_mesh_device(ttnn.MeshShape(shape), l1_small_size=32768))
         return devices[-1]
 
     yield open_mesh
@@ -138,6 +138,64 @@ def test_partition_undoes_a_gather(opened):
         assert torch.equal(by_chip(back, mesh), by_chip(x, mesh))
 
 
+def halo(x, mesh, axis=0, dim=1, before=1, after=1, semaphores=None, **other):
+    cores = ttnn.CoreRangeSet({ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(7, 7))})
+    neighbour, barrier = semaphores or [ttnn.create_global_semaphore(mesh, cores, 0) for _ in range(2)]
+    common = {"padding_mode": "zeros", "neighbor_semaphore": [neighbour], "barrier_semaphore": [barrier]} | other
+    return ttnn.experimental.neighbor_pad_async(
+        x, dim=[dim], padding_left=[before], padding_right=[after], cluster_axis=[axis], **common
+    )
+
+
+@pytest.mark.parametrize("axis, dim, before, after", [(0, 1, 1, 1), (1, 2, 2, 1), (1, 1, 0, 8), (0, 0, 1, 0)])
+def test_halo(opened, axis, dim, before, after):
+    mesh = opened("t3k", (2, 4))
+    parts = torch.randn(2, 4, 1, 8, 6, 5)
+    out = halo(spread(parts, mesh, ttnn.float32, ROW_MAJOR), mesh, axis, dim, before, after)
+    # The whole map between zeros, in windows.
+    size, chips = parts.shape[2 + dim], mesh.shape[axis]
+    whole = torch.cat(parts.unbind(axis), dim + 1).movedim(dim + 1, -1)
+    whole = torch.nn.functional.pad(whole, (before, after))
+    windows = whole.unfold(-1, size + before + after, size).movedim(-1, dim + 1).movedim(-1, axis)
+    assert windows.shape[axis] == chips
+    assert torch.equal(by_chip(out, mesh), windows)
+
+
+def test_a_convolution_over_chips(opened):
+    """Rows of a map over four chips: with a halo each chip convolves by itself, and sees no edge."""
+    mesh = opened("t3k", (2, 4)).create_submeshes(ttnn.MeshShape(1, 4))[1]
+    image, kernel = torch.randint(-4, 4, (32, 16, 32)).float(), torch.randint(-2, 2, (32, 32, 3, 3)).float()
+    rows = spread(image.view(1, 4, 1, 8, 16, 32), mesh, layout=ROW_MAJOR)
+    out = ttnn.conv2d(
+        input_tensor=ttnn.reshape(halo(rows, mesh, axis=1), (1, 1, 160, 32)),
+        weight_tensor=ttnn.from_torch(kernel, dtype=ttnn.bfloat16),
+        device=mesh,
+        in_channels=32,
+        out_channels=32,
+        batch_size=1,
+        input_height=10,
+        input_width=16,
+        kernel_size=(3, 3),
+        padding=(0, 1),
+        dtype=ttnn.float32,
+    )
+    expected = torch.nn.functional.conv2d(image.permute(2, 0, 1), kernel, padding=1).permute(1, 2, 0)
+    assert torch.equal(by_chip(out, mesh).reshape(32, 16, 32), expected)
+
+
+def test_semaphores_take_turns(opened):
+    mesh = opened("t3k", (2, 4))
+    x, cores = ttnn.zeros((1, 8, 8, 32), device=mesh), ttnn.CoreRangeSet(set())
+    first, second = ([ttnn.create_global_semaphore(mesh, cores, 0) for _ in range(2)] for _ in range(2))
+    for semaphores in (first, second, first):
+        halo(x, mesh, semaphores=semaphores)
+    with pytest.raises(RuntimeError, match="twice in a row"):
+        halo(x, mesh, semaphores=[first[0], second[1]])
+    other = mesh.create_submeshes(ttnn.MeshShape(2, 2))[0]
+    with pytest.raises(RuntimeError, match="semaphores must be of"):
+        halo(x, mesh, semaphores=[ttnn.create_global_semaphore(other, cores, 0) for _ in range(2)])
+
+
 def test_submeshes_have_the_fabric_of_their_mesh(opened):
     rows = opened("t3k", (2, 4)).create_submeshes(ttnn.MeshShape(1, 4))
     x = ttnn.from_torch(torch.ones(32, 128), dtype=ttnn.bfloat16, layout=TILE, device=rows[1])
@@ -147,7 +205,7 @@ def test_submeshes_have_the_fabric_of_their_mesh(opened):
 def test_refusals(opened):
     ring = opened("t3k", (1, 8), RING)
     chip = ring.create_submeshes(ttnn.MeshShape(1, 1))[0]
-    narrow = ttnn.zeros((32, 64), layout=TILE, device=ring)
+    narrow, rows = ttnn.zeros((32, 64), layout=TILE, device=ring), ttnn.zeros((1, 8, 8, 256), device=ring)
     refused = [
         ("more than one chip", lambda: ttnn.all_gather(narrow, 0, cluster_axis=0)),
         ("more than one chip", lambda: ttnn.all_reduce(ttnn.zeros((32, 32), layout=TILE, device=chip))),
@@ -157,6 +215,14 @@ def test_refusals(opened):
         ("parts of whole tiles", lambda: ttnn.mesh_partition(narrow, 1)),
         ("must be on device", lambda: ttnn.all_reduce(ttnn.zeros((32, 64), layout=TILE))),
         ("got UINT32", lambda: ttnn.all_reduce(ttnn.typecast(narrow, ttnn.uint32))),
+        ("at least two", lambda: ttnn.all_reduce(ttnn.zeros((256,), layout=TILE, device=ring))),
+        ("only tiles", lambda: ttnn.reduce_scatter(rows, 3)),
+        ("non-last", lambda: halo(rows, ring, axis=1, dim=3)),
+        ("exceeds dimension 1", lambda: halo(rows, ring, axis=1, before=9)),
+        ("must be in Layout.ROW_MAJOR", lambda: halo(narrow, ring, axis=1, dim=0)),
+        ("more than one chip", lambda: halo(rows, ring)),
+        ("padding mode", lambda: halo(rows, ring, axis=1, padding_mode="mirror")),
+        ("not enough work", lambda: halo(rows, ring, axis=1, num_links=[2])),
     ]
     for words, call in refused:
         with pytest.raises(RuntimeError, match=words):

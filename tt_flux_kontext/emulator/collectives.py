@@ -12,14 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .checks import check, check_dtype, check_operands, describe
-from .device import MeshDevice
 from .eltwise import chunked
 from .formats import aligned_sum, as_multiplied, pack, round_to_bf16_
-from .mesh import MeshTensor
+from .mesh import MeshTensor, lines
 from .tensor import Tensor
 from .types import TILE_SIZE, DataType, FabricConfig, Layout, MemoryConfig, Topology
 
-SUMMED = (DataType.BFLOAT16, DataType.BFLOAT8_B, DataType.FLOAT32)
 DIRECT_BYTES = 512 * 1024
 """Of a chip's tensor, up to which chips on a ring send their parts straight to where they are summed."""
 
@@ -39,7 +37,7 @@ def all_gather(
     only. Raises RuntimeError for an axis of one chip, without a fabric, and for block floats whose tiles are not full.
     """
     op, x = "all_gather", input_tensor
-    axis = _checked_axis(op, x, cluster_axis)
+    axis = checked_axis(op, x, cluster_axis)
     dim = _checked_dim(op, x, dim)
     full = x.padded_shape[dim] == x.shape[dim] or not x.dtype.is_block_float
     check(full, op, f"dimension {dim} of {describe(x)} is not whole tiles, which is not emulated for block floats")
@@ -47,7 +45,7 @@ def all_gather(
     def gather(parts):
         return [torch.cat(parts, dim)] * len(parts)
 
-    return _exchanged(x, axis, gather, memory_config)
+    return exchanged(x, axis, gather, memory_config)
 
 
 def mesh_partition(
@@ -69,7 +67,7 @@ def mesh_partition(
     def partition(parts):
         return [part.chunk(len(parts), dim)[i].contiguous() for i, part in enumerate(parts)]
 
-    return _exchanged(x, axis, partition, memory_config)
+    return exchanged(x, axis, partition, memory_config)
 
 
 def reduce_scatter(
@@ -88,9 +86,9 @@ def reduce_scatter(
     tiles.
     """
     op, x = "reduce_scatter", input_tensor
-    axis = _checked_axis(op, x, cluster_axis)
+    axis = checked_axis(op, x, cluster_axis)
     dim = _checked_dim(op, x, dim)
-    check_dtype(op, SUMMED, input_tensor=x)
+    _check_summable(op, x)
     check(x.layout is Layout.TILE, op, f"only tiles are emulated, got {x.layout}")
     _check_parts(op, x, dim, x.device().shape[axis])
     total = _sum_method(op, x, axis, topology)
@@ -99,7 +97,7 @@ def reduce_scatter(
         slices = zip(*(part.chunk(len(parts), dim) for part in parts))
         return [total(list(of_chip), place) for place, of_chip in enumerate(slices)]
 
-    return _exchanged(x, axis, scatter, memory_config)
+    return exchanged(x, axis, scatter, memory_config)
 
 
 def all_reduce(
@@ -122,9 +120,8 @@ def all_reduce(
         for axis in (0, 1):
             x = all_reduce(x, cluster_axis=axis, **options)
         return x
-    axis = _checked_axis(op, x, cluster_axis)
-    check(len(x.shape) >= 2, op, f"the input must have at least two dimensions, got {describe(x)}")
-    check_dtype(op, SUMMED, input_tensor=x)
+    axis = checked_axis(op, x, cluster_axis)
+    _check_summable(op, x)
     chips, stored = x.device().shape[axis], x.padded_shape
     tiles = [*stored[:-2], *(size // TILE_SIZE for size in stored[-2:])]
     dim = next((i for i in reversed(range(len(tiles))) if tiles[i] % chips == 0), None)
@@ -135,24 +132,31 @@ def all_reduce(
     def add_up(parts):
         return [_sum_of_gathered(parts, x.dtype)] * len(parts)
 
-    return _exchanged(x, axis, add_up, memory_config)
+    return exchanged(x, axis, add_up, memory_config)
 
 
-def _exchanged(x: MeshTensor, axis: int, compute: Callable, memory_config) -> MeshTensor:
+def exchanged(x: MeshTensor, axis: int, compute: Callable, memory_config: MemoryConfig | None) -> MeshTensor:
     """What ``compute`` makes of the values along each line of chips: a list of values for a list of values."""
-    (rows, columns), results, done = x.device().shape, [None] * len(x.shards), {}
-    lines = [range(i, rows * columns, columns) for i in range(columns)]
-    if axis == 1:
-        lines = [range(i * columns, (i + 1) * columns) for i in range(rows)]
-    for line in lines:
+    results, done, chips = [None] * len(x.shards), {}, x.device().chips
+    for line in lines(x.device().shape, axis):
         key = tuple(x.shards[i].address for i in line)
         if key not in done:
             done[key] = compute([x.shards[i].values for i in line])
         for i, values in zip(line, done[key]):
-            chip = x.device().chips[i]
             memory = memory_config or x.memory_config()
-            results[i] = Tensor(values, x.dtype, x.layout, chip, memory, x.unknown_padding)
+            results[i] = Tensor(values, x.dtype, x.layout, chips[i], memory, x.unknown_padding)
     return MeshTensor(results, x.device())
+
+
+def checked_axis(op: str, x: Tensor, cluster_axis: int | None) -> int:
+    """The axis along which to exchange data. Raises RuntimeError where it has one chip, and without a fabric."""
+    check_operands(op, input_tensor=x)
+    device = x.device()
+    axis = _axis(op, device.shape, cluster_axis)
+    check(device.shape[axis] > 1, op, f"works for more than one chip only, got axis {axis} of {device.shape}")
+    fabric = device.fabric is not FabricConfig.DISABLED
+    check(fabric, op, "there is no fabric: call set_fabric_config before opening the device")
+    return axis
 
 
 def _sum_method(op, x: Tensor, axis: int, topology: Topology | None) -> Callable:
@@ -229,16 +233,6 @@ def _sum_of_gathered(parts: Sequence[torch.Tensor], dtype: DataType) -> torch.Te
     return pack(total, dtype)
 
 
-def _checked_axis(op, x, cluster_axis) -> int:
-    check_operands(op, input_tensor=x)
-    device: MeshDevice = x.device()
-    axis = _axis(op, device.shape, cluster_axis)
-    check(device.shape[axis] > 1, op, f"works for more than one chip only, got axis {axis} of {device.shape}")
-    fabric = device.fabric is not FabricConfig.DISABLED
-    check(fabric, op, "there is no fabric: call set_fabric_config before opening the device")
-    return axis
-
-
 def _axis(op, shape, cluster_axis) -> int:
     if cluster_axis is None:
         check(1 in shape, op, f"a mesh of {shape} requires cluster_axis to be set")
@@ -251,6 +245,11 @@ def _checked_dim(op, x, dim) -> int:
     rank = len(x.shape)
     check(-rank <= dim < rank, op, f"invalid dimension {dim} of {describe(x)}")
     return dim % rank
+
+
+def _check_summable(op, x) -> None:
+    check(len(x.shape) >= 2, op, f"the input must have at least two dimensions, got {describe(x)}")
+    check_dtype(op, [DataType.BFLOAT16, DataType.BFLOAT8_B, DataType.FLOAT32], input_tensor=x)
 
 
 def _check_parts(op, x, dim, count) -> None:
