@@ -6,6 +6,7 @@ TT-NN would read freed memory or go wrong silently, the emulator refuses.
 """
 
 from . import cluster, experimental, transformer
+from .collectives import all_gather, all_reduce, mesh_partition, reduce_scatter
 from .convolution import conv2d
 from .device import (
     MeshDevice,
@@ -35,6 +36,7 @@ from .matmul import linear, matmul
 from .mesh import get_device_tensors
 from .movement import concat, embedding, fill_implicit_tile_padding, pad, permute, reshape, slice, upsample
 from .normalization import layer_norm, rms_norm, softmax
+from .semaphores import create_global_semaphore
 from .tensor import Tensor, deallocate, is_tensor_storage_on_device
 from .transfer import (
     copy_host_to_device_tensor,

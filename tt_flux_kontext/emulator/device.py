@@ -25,6 +25,8 @@ class System(NamedTuple):
     dram_alignment: int
     l1_bank_bytes: int
     mesh: MeshShape = MeshShape(1, 1)
+    torus: bool = False
+    """Whether cables join the ends of the mesh's rows and columns."""
 
 
 _N150 = System(Arch.WORMHOLE_B0, CoreCoord(8, 8), 12, 1_072_693_184, 32, 1_393_312)
@@ -33,7 +35,7 @@ SYSTEMS = {
     "n150": _N150,
     "n300": _N150._replace(mesh=MeshShape(1, 2)),
     "t3k": _N150._replace(mesh=MeshShape(2, 4)),
-    "galaxy": _N150._replace(mesh=MeshShape(8, 4), grid=CoreCoord(8, 9)),
+    "galaxy": _N150._replace(mesh=MeshShape(8, 4), torus=True, grid=CoreCoord(8, 9)),
     "p100": _P150._replace(dram_banks=7),
     "p150": _P150,
     "p300": _P150._replace(mesh=MeshShape(1, 2)),
@@ -124,6 +126,7 @@ class MeshDevice:
 
     shape = MeshShape(1, 1)
     fabric = FabricConfig.DISABLED
+    rings = (False, False)
 
     def __init__(self, system: System, torch_device: str, l1_small_size: int, number: int = 0):
         self.torch_device = torch_device
@@ -169,8 +172,14 @@ class MeshDevice:
         check(divides, "create_submeshes", f"{self.shape} is not divisible by submesh shape {shape}")
         (rows, columns), (height, width) = shape, self.shape
         grid = [self.chips[start : start + width] for start in range(0, height * width, width)]
+        rings = tuple(ring and whole == part for ring, whole, part in zip(self.rings, self.shape, shape))
         return [
-            _mesh(shape, [chip for row in grid[top : top + rows] for chip in row[left : left + columns]], self.fabric)
+            _mesh(
+                MeshShape(shape),
+                [chip for row in grid[top : top + rows] for chip in row[left : left + columns]],
+                self.fabric,
+                rings,
+            )
             for top in range(0, height, rows)
             for left in range(0, width, columns)
         ]
@@ -190,10 +199,14 @@ class MeshDevice:
 
 
 class SeveralChips(MeshDevice):
-    """A mesh of more than one chip. ``fabric`` is what they exchange data over."""
+    """A mesh of more than one chip.
 
-    def __init__(self, shape: MeshShape, chips: Sequence[MeshDevice], fabric: FabricConfig):
-        self.shape, self._chips, self.fabric = shape, tuple(chips), fabric
+    ``fabric`` is what they exchange data over, ``rings`` whether a cable joins the ends of each axis.
+    """
+
+    def __init__(self, shape: MeshShape, chips: Sequence[MeshDevice], fabric: FabricConfig, rings: tuple[bool, bool]):
+        self.shape, self._chips, self.fabric, self.rings = shape, tuple(chips), fabric, rings
+        self.last_semaphores = {}
         first = self.chips[0]
         self.torch_device, self.l1_small_size, self._system = first.torch_device, first.l1_small_size, first._system
 
@@ -206,8 +219,8 @@ class SeveralChips(MeshDevice):
         return all(chip.is_open for chip in self.chips)
 
 
-def _mesh(shape: MeshShape, chips: Sequence[MeshDevice], fabric: FabricConfig) -> MeshDevice:
-    return SeveralChips(shape, chips, fabric) if len(chips) > 1 else chips[0]
+def _mesh(shape, chips, fabric, rings) -> MeshDevice:
+    return SeveralChips(shape, chips, fabric, rings) if len(chips) > 1 else chips[0]
 
 
 def open_mesh_device(
@@ -230,7 +243,9 @@ def open_mesh_device(
     whole = fabric is FabricConfig.DISABLED or count == system.mesh.mesh_size()
     check(whole, op, f"a fabric needs all chips of {system.mesh}, got {shape}: open it and create submeshes")
     chips = [MeshDevice(system, _next_device["torch_device"], l1_small_size, number) for number in range(count)]
-    device = _mesh(shape, chips, fabric)
+    # A line through all chips goes round; two chips are joined by one cable, which makes no ring.
+    rings = tuple(size > 2 and (system.torus or size == system.mesh.mesh_size()) for size in shape)
+    device = _mesh(shape, chips, fabric, rings)
     _devices.add(device)
     return device
 

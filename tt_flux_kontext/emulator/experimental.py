@@ -1,5 +1,6 @@
 """``ttnn.experimental``."""
 
+from .halo import neighbor_pad_async
 from .head_normalization import dit_fused_distributed_rmsnorm
 from .heads import nlp_concat_heads, nlp_create_qkv_heads, rotary_embedding_llama
 from .matmul import dit_minimal_matmul_addcmul_fused, minimal_matmul, minimal_matmul_split
@@ -9,6 +10,7 @@ __all__ = [
     "dit_minimal_matmul_addcmul_fused",
     "minimal_matmul",
     "minimal_matmul_split",
+    "neighbor_pad_async",
     "nlp_concat_heads",
     "nlp_create_qkv_heads",
     "rotary_embedding_llama",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from .checks import check, describe
 from .device import MeshDevice, SeveralChips
 from .tensor import Tensor
+from .types import MeshShape
 
 
 class MeshTensor(Tensor):
@@ -56,6 +57,14 @@ def shards_of(tensor: Tensor) -> Sequence[Tensor]:
 def get_device_tensors(tensor: Tensor) -> list[Tensor]:
     """The tensors of the chips, row by row of the mesh."""
     return list(shards_of(tensor))
+
+
+def lines(shape: MeshShape, axis: int) -> list[range]:
+    """The places in a row-major mesh of the chips that an axis joins, line by line."""
+    rows, columns = shape
+    if axis == 0:
+        return [range(column, rows * columns, columns) for column in range(columns)]
+    return [range(row * columns, (row + 1) * columns) for row in range(rows)]
 
 
 def per_chip(operation: Callable) -> Callable:

@@ -1,0 +1,32 @@
+"""Global semaphores, by which the chips of a collective wait for each other. Nothing waits here; turns are checked."""
+
+from collections.abc import Sequence
+
+from .checks import check
+from .device import MeshDevice
+from .types import BufferType, CoreRangeSet
+
+
+class GlobalSemaphore:
+    def __init__(self, device: MeshDevice):
+        self.device = device
+
+
+def create_global_semaphore(
+    mesh_device: MeshDevice, cores: CoreRangeSet, initial_value: int, buffer_type: BufferType = BufferType.L1
+) -> GlobalSemaphore:
+    """A semaphore for these cores of all chips. Its memory is not counted."""
+    return GlobalSemaphore(mesh_device)
+
+
+def take_turn(op: str, device: MeshDevice, semaphores: Sequence[GlobalSemaphore]) -> None:
+    """Note that a collective uses these semaphores.
+
+    Raises RuntimeError for those of another device, and for any that the same collective used the time before. TT-NN
+    lets that pass, but a chip may begin while a neighbour still ends the time before, and count for the wrong one.
+    """
+    here = all(semaphore.device is device for semaphore in semaphores)
+    check(here, op, "semaphores must be of the tensors' device")
+    again = device.last_semaphores.get(op, set()).intersection(semaphores)
+    check(not again, op, "a semaphore is used twice in a row: make two sets and use them in turns")
+    device.last_semaphores[op] = set(semaphores)
