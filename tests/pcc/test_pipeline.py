@@ -36,31 +36,41 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def ours(checkpoint, device) -> FluxKontextPipeline:
-    pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=device)
+def ours(checkpoint, device, split: tuple[int, int] | None = None) -> FluxKontextPipeline:
+    pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=device, split=split)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def unshifted(height: int, width: int) -> list[float]:
+def unshifted(height: int, width: int, area: int = AREA) -> list[float]:
     """The levels that the schedule of a result of this size shifts to LEVELS."""
-    rows, columns = (edge // 16 for edge in output_size(height, width, AREA, 16))
+    rows, columns = (edge // 16 for edge in output_size(height, width, area, 16))
     mu = 0.5 + (1.15 - 0.5) * (rows * columns - 256) / (4096 - 256)
     return [1 / (1 + math.exp(mu) * (1 / level - 1)) for level in LEVELS]
 
 
-def compare(checkpoint, device, check_accuracy, label: str, height: int = 96, width: int = 96, **arguments) -> None:
+def compare(
+    checkpoint,
+    device,
+    check_accuracy,
+    label: str,
+    height: int = 96,
+    width: int = 96,
+    area: int = AREA,
+    split: tuple[int, int] | None = None,
+    **arguments,
+) -> None:
     """The same call of our pipeline and of diffusers' in float32 and bfloat16, to latents and to the picture."""
-    arguments |= {
+    arguments = {
         "height": height,
         "width": width,
-        "max_area": AREA,
+        "max_area": area,
         "_auto_resize": False,
         "max_sequence_length": 45,
         "guidance_scale": GUIDANCE,
-        "sigmas": unshifted(height, width),
-    }
-    pipe = ours(checkpoint, device)
+        "sigmas": unshifted(height, width, area),
+    } | arguments
+    pipe = ours(checkpoint, device, split)
     with quiet():
         noise = starting_noise(checkpoint, arguments)
         for output_type in ("latent", "pt"):
