@@ -161,7 +161,10 @@ class Editor:
         yield clock.phase("t5")
         references = [] if edit.image is None else self._encode_image(edit.image)
         yield clock.phase("vae encoder")
-        result = yield from self._denoise(edit, clock, conditions, references)
+        try:
+            result = yield from self._denoise(edit, clock, conditions, references)
+        finally:
+            self.models.parallel["transformer"].mesh.free_buffers()
         if not result.isfinite().all():
             raise FloatingPointError("The edit gave latents that are NaN or infinite, of which no picture can be made.")
         if decode:
@@ -265,10 +268,13 @@ class Editor:
         interval = edit.sigmas[step + 1] - edit.sigmas[step]
         prompts = len(edit.text)
         for p in range(prompts):
-            of_prompt = [(c, positions[len(c.context)], c.table.step(step % TABLE_STEPS)) for c in conditions[p::prompts]]
+            of_prompt = [
+                (condition.placed, positions[len(condition.context)], condition.table.step(step % TABLE_STEPS))
+                for condition in conditions[p::prompts]
+            ]
             for i in range(p * edit.images_per_prompt, (p + 1) * edit.images_per_prompt):
                 image = ttnn.typecast(images.rows[i], ttnn.bfloat16)
-                velocity, *negative = [transformer(image, c.placed, *rest) for c, *rest in of_prompt]
+                velocity, *negative = [transformer(image, *inputs) for inputs in of_prompt]
                 if negative:
                     towards = ttnn.multiply(ttnn.subtract(velocity, negative[0]), edit.true_cfg_scale)
                     velocity = ttnn.add(negative[0], towards)

@@ -1,13 +1,13 @@
 """Many chips: which axis of the mesh splits what of a model, and the collectives along it.
 
 A mesh has rows and columns of chips. Along one axis a model may split its sequence (sequence parallelism, SP: each chip
-has other tokens), along the other its features (tensor parallelism, TP: each chip has other heads, and other columns or
-rows of matrices). An axis of one chip, or one that splits nothing, has no collectives, so that the code of many chips is
-that of one.
+has other tokens), along the other its features (tensor parallelism, TP: each chip has other heads, and other columns
+or rows of matrices). An axis of one chip, or one that splits nothing, has no collectives, so that the code of many
+chips is that of one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +56,8 @@ class Mesh:
         self.device = device
         self.shape = tuple(device.shape) if device else (1, 1)
         self.system = system() if self.chips > 1 else System()
-        self._sets: dict[tuple, list] = {}
+        self._semaphores: dict[int, list] = {}
+        self._buffers: dict[tuple, list] = {}
 
     @property
     def chips(self) -> int:
@@ -87,13 +88,35 @@ class Mesh:
         closes = self.shape[axis] in self.system.rings
         return ttnn.Topology.Ring if closes else ttnn.Topology.Linear
 
-    def in_turns(self, key: tuple, make: Callable):
-        """One of two things that `make` made, each time the other."""
-        pair = self._sets.setdefault(key, [])
-        if not pair:
-            pair += [make(), make()]
-        pair.reverse()
-        return pair[0]
+    def semaphores(self, axis: int) -> list:
+        """For a collective along an axis."""
+        grid = self.device.compute_with_storage_grid_size()
+        cores = ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(grid.x - 1, grid.y - 1))
+
+        def make() -> list:
+            return [ttnn.create_global_semaphore(self.device, ttnn.CoreRangeSet({cores}), 0) for _ in range(2)]
+
+        return _in_turns(self._semaphores, axis, make)
+
+    def buffer(self, name: str, shape: Sequence[int], dtype: "ttnn.DataType") -> "ttnn.Tensor":
+        """In tiles, of no values; `name` tells apart what is in use at the same time."""
+
+        def make() -> "ttnn.Tensor":
+            return ttnn.empty(list(shape), dtype=dtype, layout=ttnn.TILE_LAYOUT, device=self.device)
+
+        return _in_turns(self._buffers, (name, *shape, dtype), make)
+
+    def free_buffers(self) -> None:
+        """Another edit may want others, of other shapes."""
+        self._buffers.clear()
+
+
+def _in_turns(pairs: dict, key, make: Callable):
+    """One of two things that `make` made, each time the other."""
+    if key not in pairs:
+        pairs[key] = [make(), make()]
+    pairs[key].reverse()
+    return pairs[key][0]
 
 
 class Parallel:
@@ -168,14 +191,8 @@ class Parallel:
 
     def ring(self) -> dict:
         """Arguments of a collective that goes along SP."""
-        grid = self.device.compute_with_storage_grid_size()
-        cores = ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(grid.x - 1, grid.y - 1))
-
-        def semaphores() -> list:
-            return [ttnn.create_global_semaphore(self.device, ttnn.CoreRangeSet({cores}), 0) for _ in range(2)]
-
         return {
-            "multi_device_global_semaphore": self.mesh.in_turns(("semaphores", self.sp_axis), semaphores),
+            "multi_device_global_semaphore": self.mesh.semaphores(self.sp_axis),
             "num_links": self.mesh.system.links,
             "cluster_axis": self.sp_axis,
             "mesh_device": self.device,
@@ -183,11 +200,6 @@ class Parallel:
         }
 
     def buffer(self, name: str, like: "ttnn.Tensor") -> "ttnn.Tensor":
-        """Room for what `all_gather_rows` of `like` gives; `name` tells apart what is in use at the same time."""
+        """Room for what `all_gather_rows` of `like` gives, as `Mesh.buffer` has it."""
         batch, heads, rows, size = like.shape
-        shape = [batch, heads, self.sp * rows, size]
-
-        def make() -> "ttnn.Tensor":
-            return ttnn.empty(shape, dtype=like.dtype, layout=ttnn.TILE_LAYOUT, device=self.device)
-
-        return self.mesh.in_turns((name, self.sp_axis, *shape, like.dtype), make)
+        return self.mesh.buffer(name, (batch, heads, self.sp * rows, size), like.dtype)

@@ -60,7 +60,9 @@ class FluxKontextPipeline:
 
     _callback_tensor_inputs = list(CALLBACK_TENSORS)
 
-    def __init__(self, checkpoint: Checkpoint, device, precision: Policy | None = None, split: tuple[int, int] | None = None):
+    def __init__(
+        self, checkpoint: Checkpoint, device, precision: Policy | None = None, split: tuple[int, int] | None = None
+    ):
         folder = checkpoint.folder
         models = Models(checkpoint, device, precision or BF16, split)
         if precision is None:

@@ -28,7 +28,8 @@ class Precision:
     def attention_config(self, device: "ttnn.MeshDevice", head_dim: int = 128, spare_rows: int = 0):
         """For scaled dot-product attention: chunks of queries and keys that fit a Wormhole core's L1.
 
-        `spare_rows`: of cores, that it leaves to others. Without a program config TT-NN takes an approximate exponential, 2 % off.
+        `spare_rows`: of cores, that it leaves to others. Without a program config TT-NN takes an approximate
+        exponential, 2 % off.
         """
         grid = device.compute_with_storage_grid_size()
         fitting = max(2**16 // head_dim // 32, 1) * 32

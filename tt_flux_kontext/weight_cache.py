@@ -75,7 +75,9 @@ class WeightCache:
         self.folder = folder
         self.writable = True  # until it turns out not to be
 
-    def build(self, model: str, tensors: TensorFiles, precision: Precision, parallel: Parallel, size: int, build, progress):
+    def build(
+        self, model: str, tensors: TensorFiles, precision: Precision, parallel: Parallel, size: int, build, progress
+    ):
         """What `build(keep)` gives, its parameters read from the cache or kept there for the next time.
 
         Args:

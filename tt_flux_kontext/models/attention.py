@@ -34,20 +34,16 @@ class Lengths:
     @classmethod
     def of(cls, context: int, image: int, parallel: Parallel) -> "Lengths":
         context_rows, image_rows = parallel.rows(context), parallel.rows(image)
-        fills = parallel.sp == 1 or (
-            context == parallel.sp * context_rows and image > (parallel.sp - 1) * image_rows
-        )
+        fills = parallel.sp == 1 or (context == parallel.sp * context_rows and image > (parallel.sp - 1) * image_rows)
         mask = None if fills else _mask(context, image, context_rows, image_rows, parallel)
         return cls(context, image, context_rows, image_rows, mask)
 
 
 def _mask(context: int, image: int, context_rows: int, image_rows: int, parallel: Parallel) -> "ttnn.Tensor":
-    chips = [
-        torch.cat([torch.arange(rows) + chip * rows < tokens for tokens, rows in counts])
-        for counts in [((context, context_rows), (image, image_rows))]
-        for chip in range(parallel.sp)
-    ]
-    scores = torch.where(torch.cat(chips), 0.0, HIDDEN).expand(1, 1, context_rows + image_rows, -1)
+    chips = torch.arange(parallel.sp)[:, None]
+    sequences = (context, context_rows), (image, image_rows)
+    real = torch.cat([chips * rows + torch.arange(rows) < tokens for tokens, rows in sequences], dim=1)
+    scores = torch.where(real.flatten(), 0.0, HIDDEN).expand(1, 1, context_rows + image_rows, -1)
     return upload(scores, parallel.device, ttnn.bfloat16)
 
 

@@ -101,9 +101,7 @@ class Modulation:
         self.text_embedder = _Embedder(embed.at("text_embedder"), config.pooled_projection_dim, dim)
 
         def linear(name: str, vectors: int) -> Linear:
-            return _FewRows(
-                weights, f"{name}.linear", in_features=dim, out_features=vectors * dim, split="columns"
-            )
+            return _FewRows(weights, f"{name}.linear", in_features=dim, out_features=vectors * dim, split="columns")
 
         self.double = [
             (linear(f"transformer_blocks.{i}.norm1", 6), linear(f"transformer_blocks.{i}.norm1_context", 6))

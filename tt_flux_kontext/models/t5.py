@@ -84,7 +84,10 @@ class T5Layer:
         self.compute_config = weights.compute_config
 
     def __call__(self, x: "ttnn.Tensor", position_bias: "ttnn.Tensor") -> "ttnn.Tensor":
-        """x: [1, 1, S, d_model]. position_bias: [1, heads of a chip, S, S]. Scores are not scaled by 1 / sqrt(d_kv) in T5."""
+        """x: [1, 1, S, d_model]. position_bias: [1, heads of a chip, S, S].
+
+        Scores are not scaled by 1 / sqrt(d_kv) in T5.
+        """
         qkv = self.qkv(self.attention_norm(x))
         x = ttnn.add(x, self.out(biased_attention(qkv, position_bias, self.heads, self.compute_config)))
         normed = self.feed_forward_norm(x)

@@ -59,7 +59,6 @@ class TransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
 
-
 class _Adaptable:
     """The norm before linear layers, adapted by shift and 1 + scale."""
 
@@ -105,9 +104,7 @@ class _Stream(_Heads):
     def __init__(self, config: TransformerConfig, weights: Weights, names: dict[str, str]):
         super().__init__(config, weights, names)
         dim, feed_forward = config.inner_dim, names["feed_forward"]
-        self.out = Linear(
-            weights, names["out"], in_features=dim, out_features=dim, in_zeros=self.padding, split="rows"
-        )
+        self.out = Linear(weights, names["out"], in_features=dim, out_features=dim, in_zeros=self.padding, split="rows")
         self.feed_forward_in = Linear(
             weights,
             f"{feed_forward}.net.0.proj",

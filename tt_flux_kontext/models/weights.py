@@ -16,10 +16,10 @@ _TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b"
 
 
 def survey(models: Sequence[tuple[type, object, Precision, Parallel]], tensors: TensorFiles) -> list[int]:
-    """Holds a component's files against the models (class, config, precision, split) that share them; reads no tensor.
+    """Holds a component's files against the models (class, config, precision, split) that share them. Reads no tensor.
 
-    Returns the bytes that each model's parameters take in a chip's DRAM. Strict: raises `CheckpointError` that names all tensors
-    which are missing, unexpected or of another shape than the config asks for, with their files.
+    Returns the bytes that each model's parameters take in a chip's DRAM. Strict: raises `CheckpointError` that names
+    all tensors which are missing, unexpected or of another shape than the config asks for, with their files.
     """
     ledgers = []
     for model_class, config, precision, parallel in models:
