@@ -6,6 +6,7 @@ import torch
 
 from tt_flux_kontext import emulator
 from tt_flux_kontext.backend import watch
+from tt_flux_kontext.emulator.semaphores import GlobalSemaphore
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class TensorForm:
     memory_layout: str
     buffer_type: str
     on_device: bool
+    shards: int  # one a chip; the shape is theirs
 
     @classmethod
-    def of(cls, tensor) -> "TensorForm":
-        """Of the emulator's tensor or of TT-NN's."""
+    def of(cls, tensor, library) -> "TensorForm":
+        """Of the emulator's tensor or of TT-NN's; `library` is which of them."""
         memory, on_device = tensor.memory_config(), tensor.storage_type().name == "DEVICE"
         return cls(
             tuple(tensor.shape),
@@ -32,6 +34,7 @@ class TensorForm:
             memory.memory_layout.name if on_device else "",  # a host tensor's says nothing
             memory.buffer_type.name if on_device else "",
             on_device,
+            len(library.get_device_tensors(tensor)),
         )
 
 
@@ -44,6 +47,11 @@ class TorchForm:
 @dataclass(frozen=True)
 class DeviceMark:
     """Stands for the device."""
+
+
+@dataclass(frozen=True)
+class SemaphoreMark:
+    """Stands for a semaphore."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,13 @@ class Recorder:
 def forms(value):
     """A value with forms and marks for what can't be written down."""
     if isinstance(value, emulator.Tensor):
-        return TensorForm.of(value)
+        return TensorForm.of(value, emulator)
     if isinstance(value, torch.Tensor):
         return TorchForm(tuple(value.shape), value.dtype)
     if isinstance(value, emulator.MeshDevice):
         return DeviceMark()
+    if isinstance(value, GlobalSemaphore):
+        return SemaphoreMark()
     if isinstance(value, emulator.UnaryWithParam):
         return Activation(value.op_type.name, tuple(value.params))
     if type(value) in (list, tuple):

@@ -1,10 +1,14 @@
-"""The child process of test_refusals: makes wrong calls, in the order asked for, and tells which were refused."""
+"""The child process of tests of refusals: makes wrong calls, in the order asked for, and tells which were refused."""
 
 import json
 
-from tests.refusals import CASES, SIGNATURES, New
+from tests import mesh_refusals, refusals
+from tests.refusals import New
 from tt_flux_kontext.device import open_device
 from tt_flux_kontext.planner.mock_device import answer
+
+CASES = refusals.CASES | mesh_refusals.CASES
+SIGNATURES = refusals.SIGNATURES | mesh_refusals.SIGNATURES
 
 
 def main() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from tests.mock.recording import Activation, Call, DeviceMark, TensorForm, TorchForm
+from tests.mock.recording import Activation, Call, DeviceMark, SemaphoreMark, TensorForm, TorchForm
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.device import open_device
 from tt_flux_kontext.emulator import Shape
+from tt_flux_kontext.emulator.distribution import MeshComposer, MeshMapper, PlacementShard
 from tt_flux_kontext.planner.mock_device import answer
 
 
@@ -49,17 +50,20 @@ def _difference(call: Call, device) -> str:
 def _real(value, device):
     """TT-NN's counterpart of what the emulator was given."""
     if isinstance(value, TensorForm):
-        kind = {"dtype": getattr(ttnn.DataType, value.dtype), "layout": getattr(ttnn.Layout, value.layout)}
-        if not value.on_device:
-            return ttnn.from_torch(torch.zeros(value.shape), **kind)
-        memory = ttnn.MemoryConfig(
-            getattr(ttnn.TensorMemoryLayout, value.memory_layout), getattr(ttnn.BufferType, value.buffer_type)
-        )
-        return ttnn.empty(list(value.shape), **kind, device=device, memory_config=memory)
+        return _tensor(value, device)
     if isinstance(value, TorchForm):
         return torch.zeros(value.shape, dtype=value.dtype)
     if isinstance(value, DeviceMark):
         return device
+    if isinstance(value, SemaphoreMark):
+        return ttnn.create_global_semaphore(device, _all_cores(device), 0)
+    if isinstance(value, MeshMapper):
+        placements = [_real(placement, device) for placement in value.placements]
+        return ttnn.create_mesh_mapper(device, ttnn.MeshMapperConfig(placements))
+    if isinstance(value, MeshComposer):
+        return ttnn.create_mesh_composer(device, ttnn.MeshComposerConfig(list(value.dims)))
+    if isinstance(value, PlacementShard):  # takes no keyword
+        return ttnn.PlacementShard(value.dim)
     if isinstance(value, Activation):
         return ttnn.UnaryWithParam(getattr(ttnn.UnaryOpType, value.name), *value.params)
     if isinstance(value, enum.Enum):
@@ -80,10 +84,32 @@ def _real(value, device):
     return value
 
 
+def _tensor(form: TensorForm, device):
+    """A tensor of the form, of unspecified values."""
+    kind = {"dtype": getattr(ttnn.DataType, form.dtype), "layout": getattr(ttnn.Layout, form.layout)}
+    if not form.on_device and form.shards == 1:
+        return ttnn.from_torch(torch.zeros(form.shape), **kind)
+    if form.on_device:
+        memory = ttnn.MemoryConfig(
+            getattr(ttnn.TensorMemoryLayout, form.memory_layout), getattr(ttnn.BufferType, form.buffer_type)
+        )
+        kind["memory_config"] = memory
+    on_chips = ttnn.empty(list(form.shape), device=device, **kind)
+    if not form.on_device:
+        return ttnn.from_device(on_chips)
+    return on_chips if form.shards == device.get_num_devices() else ttnn.get_device_tensors(on_chips)[0]
+
+
+def _all_cores(device):
+    grid = device.compute_with_storage_grid_size()
+    corners = ttnn.CoreCoord(0, 0), ttnn.CoreCoord(grid.x - 1, grid.y - 1)
+    return ttnn.CoreRangeSet({ttnn.CoreRange(*corners)})
+
+
 def _comparable(result):
     """Results of both sides in one form."""
     if isinstance(result, ttnn.Tensor):
-        return TensorForm.of(result)
+        return TensorForm.of(result, ttnn)
     if isinstance(result, torch.Tensor):
         return TorchForm(tuple(result.shape), result.dtype)
     if isinstance(result, (list, tuple)):

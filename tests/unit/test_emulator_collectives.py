@@ -202,33 +202,6 @@ def test_submeshes_have_the_fabric_of_their_mesh(opened):
     assert torch.equal(by_chip(ttnn.all_reduce(x), rows[1]), torch.full((1, 4, 32, 128), 4.0))
 
 
-def test_refusals(opened):
-    ring = opened("t3k", (1, 8), RING)
-    chip = ring.create_submeshes(ttnn.MeshShape(1, 1))[0]
-    narrow, rows = ttnn.zeros((32, 64), layout=TILE, device=ring), ttnn.zeros((1, 8, 8, 256), device=ring)
-    refused = [
-        ("more than one chip", lambda: ttnn.all_gather(narrow, 0, cluster_axis=0)),
-        ("more than one chip", lambda: ttnn.all_reduce(ttnn.zeros((32, 32), layout=TILE, device=chip))),
-        ("must be 0 or 1", lambda: ttnn.all_gather(narrow, 0, cluster_axis=2)),
-        ("invalid dimension", lambda: ttnn.all_gather(narrow, 2)),
-        ("parts of whole tiles", lambda: ttnn.reduce_scatter(narrow, 1)),
-        ("parts of whole tiles", lambda: ttnn.mesh_partition(narrow, 1)),
-        ("must be on device", lambda: ttnn.all_reduce(ttnn.zeros((32, 64), layout=TILE))),
-        ("got UINT32", lambda: ttnn.all_reduce(ttnn.typecast(narrow, ttnn.uint32))),
-        ("at least two", lambda: ttnn.all_reduce(ttnn.zeros((256,), layout=TILE, device=ring))),
-        ("only tiles", lambda: ttnn.reduce_scatter(rows, 3)),
-        ("non-last", lambda: halo(rows, ring, axis=1, dim=3)),
-        ("exceeds dimension 1", lambda: halo(rows, ring, axis=1, before=9)),
-        ("must be in Layout.ROW_MAJOR", lambda: halo(narrow, ring, axis=1, dim=0)),
-        ("more than one chip", lambda: halo(rows, ring)),
-        ("padding mode", lambda: halo(rows, ring, axis=1, padding_mode="mirror")),
-        ("not enough work", lambda: halo(rows, ring, axis=1, num_links=[2])),
-    ]
-    for words, call in refused:
-        with pytest.raises(RuntimeError, match=words):
-            call()
-
-
 def test_what_a_mesh_lacks(opened):
     for fabric, words in ((ttnn.FabricConfig.DISABLED, "no fabric"), (LINE, "FABRIC_1D_RING")):
         mesh = opened("t3k", (1, 8), fabric)
@@ -237,5 +210,14 @@ def test_what_a_mesh_lacks(opened):
             ttnn.all_reduce(x, topology=ttnn.Topology.Ring)
         ttnn.close_mesh_device(mesh)
     square = opened("t3k", (2, 4))
+    x = ttnn.zeros((32, 32), layout=TILE, device=square)
     with pytest.raises(RuntimeError, match="requires cluster_axis"):
-        ttnn.all_gather(ttnn.zeros((32, 32), layout=TILE, device=square), 0)
+        ttnn.all_gather(x, 0)
+    with pytest.raises(RuntimeError, match="more than one chip"):
+        ttnn.all_reduce(ttnn.zeros((32, 32), layout=TILE, device=square.chips[0]))
+    for operation in (ttnn.all_reduce, lambda x: ttnn.mesh_partition(x, 1, 1)):  # TT-NN crashes
+        with pytest.raises(RuntimeError, match="must be on device"):
+            operation(ttnn.from_device(x))
+    with pytest.raises(RuntimeError, match="deallocated"):
+        ttnn.deallocate(x)
+        ttnn.all_gather(x, 0, cluster_axis=1)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import tt_flux_kontext.emulator as emulator
+from tests import mesh_refusals
 from tests.refusals import CASES, SIGNATURES, SILENT, New
 from tt_flux_kontext.backend import choose
+from tt_flux_kontext.device import open_device
 
 
 @pytest.fixture
@@ -26,6 +28,27 @@ def test_refused(new, case):
 def test_no_such_signature(new, case):
     with pytest.raises(TypeError):
         SIGNATURES[case](new)
+
+
+@pytest.fixture
+def new_on_two_chips():
+    if choose() == "silicon":
+        pytest.skip("for the emulated n300")
+    with open_device("emulated:n300") as mesh:
+        yield New(mesh)
+
+
+@pytest.mark.parametrize("case", mesh_refusals.CASES)
+def test_refused_on_meshes(new_on_two_chips, case):
+    call, words = mesh_refusals.CASES[case]
+    with pytest.raises(RuntimeError, match=f"TT_FATAL: .*{words}"):
+        call(new_on_two_chips)
+
+
+@pytest.mark.parametrize("case", mesh_refusals.SIGNATURES)
+def test_no_such_signature_on_meshes(new_on_two_chips, case):
+    with pytest.raises(TypeError):
+        mesh_refusals.SIGNATURES[case](new_on_two_chips)
 
 
 def test_embedding_ids_beyond_the_weight():
