@@ -1,5 +1,6 @@
 """Every system opens on TT-NN's mock device, works, leaves nothing behind, and tells how it failed."""
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from threading import Barrier
 import pytest
 
 from tt_flux_kontext.planner.mock_device import MockError, run
+from tt_flux_kontext.planner.roofline import CHIPS, Chip
 from tt_flux_kontext.planner.systems import SYSTEMS
 
 CHILD = "tests.mock.open_system"
-RINGS = ("galaxy",)  # has cables that close the rows and columns of its mesh
+OTHER_MESHES = (("t3k", (1, 8)), ("p150x4", (1, 4)))  # their chips one after the other, the last beside the first
 
 #               mesh    grid      DRAM bytes
 WORMHOLE = {
@@ -47,33 +49,53 @@ def elsewhere(tmp_path, monkeypatch) -> Iterator[None]:
     assert list(tmp_path.iterdir()) == []
 
 
-def start(system: str, end: str | None = None) -> Iterator[dict]:
-    return run(system, CHILD, {"mesh_shape": SYSTEMS[system].mesh_shape, "ring": system in RINGS, "end": end})
+def start(system: str, mesh_shape: tuple[int, int], end: str | None = None) -> Iterator[dict]:
+    ring = any(length in CHIPS[system].rings for length in mesh_shape)
+    return run(system, CHILD, {"mesh_shape": mesh_shape, "ring": ring, "end": end})
 
 
-def expected(system: str) -> dict:
-    arch = "wormhole_b0" if system in WORMHOLE else "blackhole"
-    (rows, columns), grid, dram = (WORMHOLE | BLACKHOLE)[system]
+def expected(system: str, mesh_shape: tuple[int, int]) -> dict:
+    _, grid, dram = (WORMHOLE | BLACKHOLE)[system]
     return {
-        "mesh shape": [rows, columns],
-        "chips": rows * columns,
-        "arch": arch,
+        "mesh shape": list(mesh_shape),
+        "chips": math.prod(SYSTEMS[system].mesh_shape),
+        "arch": "wormhole_b0" if system in WORMHOLE else "blackhole",
         "grid": list(grid),
         "dram": dram,
         "linear": [2048, 2048],
-        "gathered": [[2048, 2048 * chips] for chips in (rows, columns) if chips > 1],
+        "axes": [collectives(CHIPS[system], chips) for chips in mesh_shape if chips > 1],
+    }
+
+
+def collectives(chip: Chip, chips: int) -> dict:
+    """Along an axis, with the links and rings that the planner's model of time has."""
+    whole = 2048 * 2048 * 2
+    return {
+        "gathered": [2048, 2048 * chips],
+        "reduced": [2048, 2048],
+        "exchanged": [
+            ["AllGatherDeviceOperation", chips, (chips - 1) * whole],
+            ["ReduceScatterDeviceOperation", chips, (chips - 1) * whole // chips],
+            ["AllGatherDeviceOperation", chips, (chips - 1) * whole // chips],
+        ],
+        "links": chip.links,
+        "topology": "Topology::Ring" if chips in chip.rings else "Topology::Linear",
     }
 
 
 def test_all_are_tested():
     assert SYSTEMS.keys() == WORMHOLE.keys() | BLACKHOLE.keys()
+    for name, (mesh_shape, grid, _) in (WORMHOLE | BLACKHOLE).items():
+        assert SYSTEMS[name].mesh_shape == mesh_shape
+        assert (CHIPS[name].columns, CHIPS[name].rows) == grid
 
 
 def test_many_chips_open_and_work():
-    systems = [name for name, system in SYSTEMS.items() if system.mesh_shape != (1, 1)]
+    meshes = [(name, system.mesh_shape) for name, system in SYSTEMS.items() if system.mesh_shape != (1, 1)]
+    meshes += OTHER_MESHES
     with ThreadPoolExecutor(max_workers=2) as pool:
-        answers = dict(zip(systems, pool.map(lambda system: list(start(system)), systems)))
-    assert answers == {system: [expected(system)] for system in systems}
+        answers = pool.map(lambda mesh: list(start(*mesh)), meshes)
+    assert dict(zip(meshes, answers)) == {mesh: [expected(*mesh)] for mesh in meshes}
 
 
 # The single chips also fail, each in its own way: a process with TT-NN takes seconds to start.
@@ -87,8 +109,8 @@ def test_many_chips_open_and_work():
     ids=["n150", "p100", "p150"],
 )
 def test_opens_works_and_fails(system, end, message, capfd):
-    child = start(system, end)
-    assert next(child) == expected(system)
+    child = start(system, (1, 1), end)
+    assert next(child) == expected(system, (1, 1))
     with pytest.raises(MockError, match=message):
         next(child)
     assert capfd.readouterr() == ("", "")

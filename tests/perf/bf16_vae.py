@@ -11,7 +11,7 @@ from tt_flux_kontext.models import vae
 from tt_flux_kontext.planner.kontext_dev import full_size_editor
 from tt_flux_kontext.planner.mock_device import answer
 from tt_flux_kontext.planner.operations import operations
-from tt_flux_kontext.planner.roofline import seconds
+from tt_flux_kontext.planner.roofline import CHIPS, time
 
 EDGE = 1024  # of the picture, in pixels
 
@@ -33,7 +33,7 @@ def main() -> None:
 def _modelled(call, system: str) -> float:
     ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
     call()
-    return seconds(operations(ttnn.graph.end_graph_capture()), system)
+    return time(operations(ttnn.graph.end_graph_capture()), CHIPS[system]).seconds
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ A change for the better fails as one for the worse does. An intended one is writ
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from tests.perf import targets
+from tests.perf import targets, tt_dit_flux1
 from tests.perf.measured import DEVICE_STEP, edit_seconds, report, step_seconds, system_name
 from tests.perf.targets import EDIT, PRECISIONS, RENEW, SQUARE, STAGES, STEPS, off_target
 from tt_flux_kontext.backend import choose
@@ -16,7 +17,7 @@ from tt_flux_kontext.device import open_device
 from tt_flux_kontext.pipeline import FluxKontextPipeline
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.planner.roofline import CALIBRATION
+from tt_flux_kontext.planner.roofline import CALIBRATION, CHIPS, MESH_LIMITS, MESHES, Figure, time
 
 # Device operations of one denoising step. A block's modulation is a product for each of its streams; "modulation" has
 # those of a double block (2), a single block (1) and the output norm (1).
@@ -45,6 +46,24 @@ def test_calibration_is_what_the_model_says():
     for figure, name in zip(CALIBRATION[1:], ("vae encoder", "vae decoder"), strict=True):
         assert modelled[name] == pytest.approx(figure.modelled, rel=0.01)
     assert all(abs(figure.error) < 0.1 for figure in CALIBRATION)
+
+
+@pytest.mark.parametrize(
+    "figure,system,sp,tp,links",
+    [
+        (MESHES[0], "t3k", 2, 4, 1),
+        (MESHES[1], "galaxy", 4, 8, 4),
+        (MESH_LIMITS[0], "p300", 1, 2, 2),
+        (MESH_LIMITS[1], "p150x4", 2, 2, 2),
+        (MESH_LIMITS[2], "p150x4", 2, 4, 2),
+    ],
+    ids=lambda value: value.what if isinstance(value, Figure) else None,
+)
+def test_figures_of_meshes_are_what_the_model_says(figure, system, sp, tp, links):
+    """As tt_dit runs: on lines, with these links."""
+    chip = replace(CHIPS[system], links=links, rings=())
+    assert time(tt_dit_flux1.step(sp, tp), chip).seconds == pytest.approx(figure.modelled, rel=0.01)
+    assert -0.5 < figure.error < 0
 
 
 @pytest.mark.usefixtures("needs_ttnn")

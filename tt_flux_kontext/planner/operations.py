@@ -2,15 +2,27 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-_TILE_BYTES = {"BFLOAT16": 2048, "FLOAT32": 4096, "BFLOAT8_B": 1088, "BFLOAT4_B": 576, "UINT32": 4096}
-_MATMULS = ("MatmulDeviceOperation", "MinimalMatmulDeviceOperation", "Conv2dDeviceOperation")
-_ATTENTIONS = ("SDPAOperation", "JointSDPADeviceOperation")
-_PARTIAL_READS = ("SliceDeviceOperation", "PaddedSliceDeviceOperation", "EmbeddingsDeviceOperation")
+TILE = 32  # rows and columns
+_TILE_BYTES = {"BFLOAT16": 2048, "FLOAT32": 4096, "BFLOAT8_B": 1088, "BFLOAT4_B": 576, "UINT32": 4096, "UINT8": 1024}
+RING_ATTENTION = "RingJointSDPADeviceOperation"
+GATHER_MATMUL, MATMUL_SCATTER = "AllGatherMinimalMatmulAsyncOp", "MinimalMatmulStridedReduceScatterAsync"
+_MATMULS = ("MatmulDeviceOperation", "MinimalMatmulDeviceOperation", GATHER_MATMUL, MATMUL_SCATTER)
+_ATTENTIONS = ("SDPAOperation", "JointSDPADeviceOperation", RING_ATTENTION)
+_SCATTERS = ("ReduceScatterDeviceOperation", "ReduceScatterMinimalDirectDeviceOperation")
+_PARTIAL_READS = (
+    "SliceDeviceOperation",
+    "PaddedSliceDeviceOperation",
+    "EmbeddingsDeviceOperation",
+    "MeshPartitionDeviceOperation",
+)
 _PARTIAL_WRITES = ("SliceWriteDeviceOperation",)
+_NO_FIDELITY = "HiFi4"
+_HALO = "NeighborPadAsyncDeviceOperation"
 
 
 @dataclass(frozen=True)
@@ -23,22 +35,28 @@ class Place:
     dram: bool
 
     @property
+    def tiles(self) -> tuple[int, int]:
+        """Rows and columns of tiles, with all matrices one below the other."""
+        *outer, rows, columns = (1, 1, *self.shape)[-max(2, len(self.shape)) :]
+        return math.prod(outer) * math.ceil(rows / TILE), math.ceil(columns / TILE)
+
+    @property
     def bytes(self) -> int:
         """Padded to whole tiles."""
-        *outer, rows, columns = (1, 1, *self.shape)[-max(2, len(self.shape)) :]
         if self.tiled:
-            return math.prod(outer) * math.ceil(rows / 32) * math.ceil(columns / 32) * _TILE_BYTES[self.dtype]
-        return math.prod(outer) * rows * columns * _TILE_BYTES[self.dtype] // 1024
+            return math.prod(self.tiles) * _TILE_BYTES[self.dtype]
+        return math.prod(self.shape) * _TILE_BYTES[self.dtype] // TILE**2
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A device operation: a program that runs on the chip.
+    """A device operation: a program that runs on every chip of the mesh, each on its own tensors of the same shapes.
 
     Attributes:
         name: TT-NN's, such as MatmulDeviceOperation.
         call: the function of TT-NN that led to it, such as ttnn.linear.
-        fidelity: LoFi ... HiFi4 where it has one, else HiFi4.
+        fidelity: LoFi ... HiFi4 where it has one, else HiFi4. Where TT-NN doesn't print its arguments: that of the last
+            product before.
     """
 
     name: str
@@ -56,17 +74,38 @@ class Operation:
 
     @property
     def flop(self) -> int:
-        """Multiplications and additions of the matrix engine."""
+        """Multiplications and additions of a chip's matrix engine."""
         if self.kind in ("matmul", "convolution"):
             inner = self.inputs[1].shape[-2]
-            return 2 * inner * sum(math.prod(out.shape) for out in self.outputs)
+            return 2 * inner * sum(math.prod(out.shape) for out in self.products)
         if self.kind == "attention":
-            query, key = (tensor.shape for tensor in self.inputs[:2])
-            rows, columns = query[2], key[2]
-            if len(self.inputs) >= 6:  # the joint sequence: its query, key and value come after the first three
-                rows, columns = rows + self.inputs[3].shape[2], columns + self.inputs[4].shape[2]
-            return 4 * query[0] * query[1] * rows * columns * query[3]
+            keys = sum(key.shape[2] for key in self._keys)
+            return 4 * sum(math.prod(query.shape) for query in self.queries) * keys
         return 0
+
+    @property
+    def queries(self) -> tuple[Place, ...]:
+        """Of attention: the queries, and those of the joint sequence where there is one."""
+        return self._sequences[::3]
+
+    @property
+    def _keys(self) -> tuple[Place, ...]:
+        """Of attention: all that the queries meet. In ring attention those are the keys of all chips."""
+        keys = self._sequences[1::3]
+        if self.name != RING_ATTENTION:
+            return keys
+        gathered = self._around_the_ring[1][::2]
+        return gathered + keys[len(gathered) :]
+
+    @property
+    def _sequences(self) -> tuple[Place, ...]:
+        """Of attention: query, key, value, and then those of the joint sequence."""
+        return self.inputs[: 6 if len(self.inputs) >= 6 else 3]
+
+    @property
+    def products(self) -> tuple[Place, ...]:
+        """Outputs without those that a matrix product makes beside its own, to move data between chips."""
+        return {GATHER_MATMUL: self.outputs[1:], MATMUL_SCATTER: self.outputs[:1]}.get(self.name, self.outputs)
 
     @property
     def dram_bytes(self) -> int:
@@ -78,6 +117,48 @@ class Operation:
         if self.name in _PARTIAL_WRITES:  # the second input is the target
             read, written = 0, self.inputs[0].bytes
         return read + written
+
+    @property
+    def chips(self) -> int:
+        """How many exchange data in it: all along an axis of the mesh, or two neighbours; 1 where none do."""
+        if self.name == _HALO:
+            return 2
+        part, whole = self._exchange
+        return whole // part if part else 1
+
+    @property
+    def link_bytes(self) -> int:
+        """What a chip at the end of a line gets through its links. On a ring half of it comes from either side."""
+        part, whole = self._exchange
+        return whole - part
+
+    @property
+    def _exchange(self) -> tuple[int, int]:
+        """Bytes of a chip's part and of all the parts; nothing where chips work alone."""
+        first = self.inputs[0].bytes if self.inputs else 0
+        if self.name in ("AllGatherDeviceOperation", GATHER_MATMUL):
+            return first, self.outputs[0].bytes
+        if self.name == "AllBroadcastDeviceOperation":
+            return first, sum(out.bytes for out in self.outputs)
+        if self.name in _SCATTERS:  # beside the result there is a buffer, twice the input or of another format
+            return min(out.bytes for out in self.outputs if out.dtype == self.inputs[0].dtype), first
+        if self.name == MATMUL_SCATTER:
+            return self.outputs[-1].bytes, self.outputs[0].bytes
+        if self.name == RING_ATTENTION:
+            return tuple(sum(tensor.bytes for tensor in tensors) for tensors in self._around_the_ring)
+        if self.name == _HALO:  # half of the rows from either neighbour, or the only one from one
+            rows = next(more - less for less, more in zip(self.inputs[0].shape, self.outputs[0].shape) if more > less)
+            return first, first + (self.outputs[0].bytes - first) // rows * math.ceil(rows / 2)
+        return 0, 0
+
+    @property
+    def _around_the_ring(self) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+        """Of ring attention: the keys and values that it sends, and the room for those of all chips.
+
+        A joint sequence that is whole on each chip is not sent.
+        """
+        own = self.inputs[1:3] + (self.inputs[4:6] if len(self.inputs) == 10 else ())
+        return own, self.inputs[-len(own) :]
 
 
 @dataclass(frozen=True)
@@ -107,15 +188,22 @@ def operations(capture: Sequence[dict]) -> list[Operation]:
             )
         elif kind == "function_end":
             start = starts.pop()
-            if start["params"]["name"].endswith("Operation"):
+            if "program_cache_hit" in start["params"]:
                 found.append((start, node))
-    return [_operation(start, end, places, inputs, calls) for start, end in found]
+    done, fidelity = [], _NO_FIDELITY
+    for start, end in found:
+        done.append(_operation(start, end, places, inputs, calls, fidelity))
+        if done[-1].kind == "matmul":
+            fidelity = done[-1].fidelity
+    return done
 
 
 def peaks(capture: Sequence[dict]) -> Peaks:
+    """Of one chip. On a mesh TT-NN reports a buffer once, since it lies at the same place on all chips, but programs
+    chip by chip."""
     used = {"DRAM": 0, "L1": 0}
     most = {"DRAM": 0, "L1": 0}
-    programs = 0
+    programs = Counter()
     for node in capture:
         kind, parameters = node["node_type"], node["params"] or {}
         if kind in ("buffer_allocate", "buffer_deallocate") and parameters.get("type") in used:
@@ -123,11 +211,11 @@ def peaks(capture: Sequence[dict]) -> Peaks:
             size = int(parameters["size" if parameters["type"] == "DRAM" else "max_size_per_bank"])
             used[parameters["type"]] += size if kind == "buffer_allocate" else -size
         elif kind == "circular_buffer_allocate" and parameters["globally_allocated"] == "0":
-            programs += int(parameters["size"])
+            programs[parameters["device_id"]] += int(parameters["size"])
         elif kind == "circular_buffer_deallocate_all":
-            programs = 0
+            programs.clear()
         most["DRAM"] = max(most["DRAM"], used["DRAM"])
-        most["L1"] = max(most["L1"], used["L1"] + programs)
+        most["L1"] = max(most["L1"], used["L1"] + max(programs.values(), default=0))
     return Peaks(dram=most["DRAM"], l1=most["L1"])
 
 
@@ -141,12 +229,14 @@ def _place(shape: str, dtype: str, layout: str, buffer_type: int | None) -> Plac
     )
 
 
-def _operation(start: dict, end: dict, places: dict, inputs: dict, calls: dict) -> Operation:
-    fidelity = re.search(r"math_fidelity=(\w+)", str(start["arguments"]))
+def _operation(start: dict, end: dict, places: dict, inputs: dict, calls: dict, last_fidelity: str) -> Operation:
+    arguments = str(start["arguments"])
+    fidelity = re.search(r"math_fidelity=(\w+)", arguments)
+    hidden = last_fidelity if arguments.startswith("['<") else _NO_FIDELITY
     return Operation(
         name=start["params"]["name"],
         call=calls[start["counter"]],
         inputs=tuple(places[i] for i in inputs.get(start["counter"], [])),
         outputs=tuple(places[i] for i in end["connections"] if i in places),
-        fidelity=fidelity[1] if fidelity else "HiFi4",
+        fidelity=fidelity[1] if fidelity else hidden,
     )

@@ -1,29 +1,60 @@
-"""A model of time: every operation takes as long as its arithmetic or its memory traffic, whichever is longer.
+"""A model of time: every operation takes as long as its arithmetic, its memory traffic or what it moves between chips,
+whichever is longest.
 
 Not measured on any card by this project. The efficiencies are chosen so that public figures of another model on one
-N150 come out right; `CALIBRATION` says how nearly they do, and whoever prints a modelled time prints that too.
+N150 come out right; `CALIBRATION` says how nearly they do, `MESHES` how the model does on several chips, and whoever
+prints a modelled time prints that too.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tt_flux_kontext.planner.operations import Operation
+from tt_flux_kontext.planner.operations import GATHER_MATMUL, MATMUL_SCATTER, RING_ATTENTION, TILE, Operation
+
+# Bytes a second of an Ethernet link, each way, as TT-NN's own model of its collectives has them (`ccl_common.cpp`). For
+# Blackhole that is half of the product pages' 400 Gb/s, "currently".
+WORMHOLE_LINK, BLACKHOLE_LINK = 12.5e9, 25e9
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Cores that TT-NN gives to programs, their clock in Hz, and DRAM bandwidth in bytes a second."""
+    """A chip, alone or in a mesh.
 
-    cores: int
+    Attributes:
+        columns, rows: of the cores that TT-NN gives to programs.
+        clock: theirs, in Hz.
+        bandwidth: of DRAM, in bytes a second.
+        links: to each neighbour in the mesh, as many as programs may use.
+        link_bandwidth: of one, in bytes a second each way.
+        rings: lengths of the mesh's axes whose ends are neighbours too.
+    """
+
+    columns: int
+    rows: int
     clock: float
     bandwidth: float
+    links: int = 0
+    link_bandwidth: float = 0.0
+    rings: tuple[int, ...] = ()
+
+    @property
+    def cores(self) -> int:
+        return self.columns * self.rows
 
 
-# Grids: `device.compute_with_storage_grid_size()` of TT-NN 0.81.1. Clock and bandwidth: Tenstorrent's product pages.
+# Grids, links and rings: of TT-NN 0.81.1, which tests/mock asks. N300 and T3K have two links between neighbours, one of
+# which carries the commands for chips without PCIe (tt-metal pull request 45352); programs that take it hang (issue
+# 25347). Clock and bandwidth: Tenstorrent's product pages.
 CHIPS = {
-    "n150": Chip(cores=8 * 8, clock=1.0e9, bandwidth=288e9),
-    "p100": Chip(cores=11 * 10, clock=1.35e9, bandwidth=448e9),
-    "p150": Chip(cores=11 * 10, clock=1.35e9, bandwidth=512e9),
+    "n150": Chip(8, 8, clock=1.0e9, bandwidth=288e9),
+    "n300": Chip(8, 8, clock=1.0e9, bandwidth=288e9, links=1, link_bandwidth=WORMHOLE_LINK),
+    "t3k": Chip(8, 8, clock=1.0e9, bandwidth=288e9, links=1, link_bandwidth=WORMHOLE_LINK, rings=(8,)),
+    "galaxy": Chip(8, 9, clock=1.0e9, bandwidth=288e9, links=4, link_bandwidth=WORMHOLE_LINK, rings=(4, 8)),
+    "p100": Chip(11, 10, clock=1.35e9, bandwidth=448e9),
+    "p150": Chip(11, 10, clock=1.35e9, bandwidth=512e9),
+    "p300": Chip(11, 10, clock=1.35e9, bandwidth=512e9, links=2, link_bandwidth=BLACKHOLE_LINK),
+    "p150x4": Chip(11, 10, clock=1.35e9, bandwidth=512e9, links=4, link_bandwidth=BLACKHOLE_LINK, rings=(4,)),
 }
 
 # A Tensix core multiplies 8 x 16 by 16 x 16 in a cycle, once for each phase of the fidelity.
@@ -36,10 +67,19 @@ EFFICIENCY = {"convolution": 0.155, "matmul": 0.40, "attention": 0.40}
 DRAM_EFFICIENCY = 0.70
 LAUNCH = 5e-6  # seconds from the end of one operation to the start of the next, dispatched ahead; assumed
 
+# Assumed too. In the field gathers reach half of their links' bandwidth (tt-metal issue 35952), small ones a quarter
+# (47803), and take 54 microseconds for [768, 256] over eight chips (48197).
+LINK_EFFICIENCY = 0.60
+COLLECTIVE = 15e-6  # instead of LAUNCH, where chips wait for each other
+
+# Rows of cores that move data while the others multiply.
+MOVING_ROWS = {RING_ATTENTION: 1, GATHER_MATMUL: 1, MATMUL_SCATTER: 2}
+QUERY_CHUNK = 128  # rows of a head's queries that a core takes at a time
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A public measurement on one N150, and what this model says, in seconds."""
+    """A public measurement, and what this model says, in seconds."""
 
     what: str
     measured: float
@@ -52,7 +92,8 @@ class Figure:
 
 def _unet() -> float:
     """SDXL's UNet, one pass at 1024 x 1024: FLOP of torch's counter, taken to be bound by arithmetic alone."""
-    peak = CHIPS["n150"].cores * CHIPS["n150"].clock * FLOP_PER_CYCLE / PHASES["HiFi2"]
+    chip = CHIPS["n150"]
+    peak = chip.cores * chip.clock * FLOP_PER_CYCLE / PHASES["HiFi2"]
     return 1.623e12 / (peak * EFFICIENCY["convolution"]) + 5.138e12 / (peak * EFFICIENCY["matmul"])
 
 
@@ -64,22 +105,85 @@ CALIBRATION = (
     Figure("VAE decode, 1024 x 1024", 0.663, 0.665),
 )
 
+# A step of FLUX.1 from text in tt-metal's tt_dit, 1024 x 1024, with the operations that it has there; a test derives
+# what is modelled. Measured: `Flux1.md`'s seconds for 28 steps, less 1.9 and 1.7 that its test allows for the rest.
+MESHES = (
+    Figure("T3K", (21.6 - 1.9) / 28, 0.568),
+    Figure("Galaxy", (8.0 - 1.7) / 28, 0.159),
+)
+# Of Blackhole nothing is public but what `test_performance_flux1.py` takes for too slow.
+MESH_LIMITS = (
+    Figure("P300", 1.1, 0.567),
+    Figure("2 x 2 P150", 0.55, 0.347),
+    Figure("2 x 4 P150", 0.38, 0.236),
+)
 
-def seconds(operations: Sequence[Operation], system: str) -> float:
-    """Modelled time of the operations, one after the other, on one chip of the system."""
-    chip = CHIPS[system]
-    total = 0.0
+
+@dataclass(frozen=True)
+class Time:
+    """Modelled seconds, and how many of them are communication: transfers that no arithmetic hides."""
+
+    seconds: float
+    communication: float
+
+
+def time(operations: Sequence[Operation], chip: Chip) -> Time:
+    """Modelled time of the operations, one after the other, which all chips of a mesh run side by side."""
+    total = communication = 0.0
     for operation in operations:
         arithmetic = 0.0
         if operation.flop:
             peak = chip.cores * chip.clock * FLOP_PER_CYCLE / PHASES[operation.fidelity]
-            arithmetic = operation.flop / (peak * EFFICIENCY[operation.kind])
-        memory = operation.dram_bytes / (chip.bandwidth * DRAM_EFFICIENCY)
-        total += LAUNCH + max(arithmetic, memory)
-    return total
+            arithmetic = operation.flop / (peak * EFFICIENCY[operation.kind] * _busy(operation, chip))
+        work = max(arithmetic, operation.dram_bytes / (chip.bandwidth * DRAM_EFFICIENCY))
+        if operation.chips == 1:
+            total += LAUNCH + work
+            continue
+        sides = 2 if operation.chips in chip.rings else 1
+        transfer = operation.link_bytes / (sides * chip.links * chip.link_bandwidth * LINK_EFFICIENCY)
+        seconds = COLLECTIVE + max(work, transfer)
+        total += seconds
+        communication += seconds - (work if operation.flop else 0.0)
+    return Time(total, communication)
 
 
-def calibration() -> str:
-    """One line: how far the model is off the public figures."""
-    errors = ", ".join(f"{figure.what} {100 * figure.error:+.0f} %" for figure in CALIBRATION)
-    return f"Times are modelled, not measured. The model against public figures of one N150, taken for HiFi2: {errors}."
+def _busy(operation: Operation, chip: Chip) -> float:
+    """The share of the cores' work that counts, since each takes whole tiles, or chunks of queries.
+
+    On one chip that is a matter of a few percent, which the efficiencies include: they are of such work. The less a
+    chip of a mesh has to do, the more of its cores wait for the others.
+    """
+    if not chip.links or operation.kind == "convolution":
+        return 1.0
+    rows, columns = chip.rows - MOVING_ROWS.get(operation.name, 0), chip.columns
+    if operation.kind == "attention":
+        heads = math.prod(operation.inputs[0].shape[:2])
+        lengths = [query.shape[2] for query in operation.queries]
+        chunks = heads * sum(math.ceil(length / QUERY_CHUNK) for length in lengths)
+        done, needed = math.ceil(chunks / (rows * columns)) * QUERY_CHUNK, heads * sum(lengths)
+    else:
+        grids = [(rows, columns), (columns, rows)]
+        if operation.name == "MatmulDeviceOperation":  # may deal out columns to all cores
+            grids.append((1, rows * columns))
+        height, width = operation.products[0].tiles[0], sum(out.tiles[1] for out in operation.products)
+        done = min(math.ceil(height / down) * math.ceil(width / across) for down, across in grids) * TILE**2
+        needed = sum(math.prod(out.shape) for out in operation.products)
+    return needed / (done * chip.cores)
+
+
+def calibration(mesh: bool = False) -> str:
+    """One line: how far the model is off public figures of one chip, and of meshes if it is about one."""
+    line = (
+        "Times are modelled, not measured. The model against public figures of one N150, taken for HiFi2: "
+        f"{_errors(CALIBRATION)}."
+    )
+    if mesh:
+        line += (
+            f" Against a step of FLUX.1 as tt-metal's tt_dit has it, 1024 x 1024 from text: {_errors(MESHES)}; against "
+            f"the longest that its tests let pass: {_errors(MESH_LIMITS)}."
+        )
+    return line
+
+
+def _errors(figures: Sequence[Figure]) -> str:
+    return ", ".join(f"{figure.what} {100 * figure.error:+.0f} %" for figure in figures)

@@ -13,7 +13,7 @@ from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import answer
 from tt_flux_kontext.planner.operations import operations, peaks
-from tt_flux_kontext.planner.roofline import seconds
+from tt_flux_kontext.planner.roofline import CHIPS, time
 from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.residency import DoesNotFit
 
@@ -59,7 +59,7 @@ def _plan(system: str, device, precision: str | None, **shape) -> None:
             ops=len(done),
             flop=sum(operation.flop for operation in done),
             traffic=sum(operation.dram_bytes for operation in done),
-            seconds=seconds(done, system),
+            seconds=time(done, CHIPS[system]).seconds,
         )
 
 
