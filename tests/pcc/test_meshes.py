@@ -2,8 +2,10 @@
 
 import pytest
 
+from tests.pcc import test_transformer
 from tests.pcc.test_pipeline import PROMPT, compare, picture
 from tt_flux_kontext.backend import choose
+from tt_flux_kontext.mesh import Mesh
 
 pytestmark = [
     pytest.mark.usefixtures("reset_seeds"),
@@ -47,3 +49,28 @@ def test_edit_around_the_ring(mesh_device, tiny_checkpoint, check_accuracy, requ
     arguments = {"image": picture(edge, edge), "prompt": PROMPT, "max_sequence_length": 32 * sp}
     size = {"height": edge, "width": edge, "area": edge**2}
     compare(tiny_checkpoint, mesh_device, check_accuracy, label, split=split, **size, **arguments)
+
+
+@pytest.mark.parametrize("device_params", [{"name": "emulated:t3k"}], indirect=True)
+class TestT3K:
+    """Four chips split tokens, two features."""
+
+    def test_true_cfg(self, mesh_device, tiny_checkpoint, check_accuracy):
+        arguments = {"negative_prompt": "blue", "true_cfg_scale": 3.0, "image": picture(64, 64), "prompt": PROMPT}
+        compare(tiny_checkpoint, mesh_device, check_accuracy, "edit with true CFG, t3k", **arguments)
+
+    def test_batch(self, mesh_device, tiny_checkpoint, check_accuracy):
+        arguments = {"image": [picture(64, 80, seed=1), picture(64, 80, seed=2)], "prompt": [PROMPT, "add a star"]}
+        compare(
+            tiny_checkpoint, mesh_device, check_accuracy, "batch of 2 x 2, t3k", num_images_per_prompt=2, **arguments
+        )
+
+    @pytest.mark.parametrize("split", [(4, 2), (2, 4)])
+    @pytest.mark.parametrize("heads,head_dim", [(6, 32), (3, 64), (5, 128)])
+    @pytest.mark.parametrize("rows,columns,context", [(5, 13, 128), (7, 7, 20)])
+    def test_any_heads_and_rows(self, mesh_device, check_accuracy, split, heads, head_dim, rows, columns, context):
+        """Three heads a chip, heads that don't divide; padding at the end, and between text and image."""
+        sp, tp = split
+        label = f"transformer, {heads} x {head_dim}, {context} + {2 * rows * columns} tokens, {sp} by {tp}"
+        parallel = Mesh(mesh_device).split(sp, tp)
+        test_transformer.compare(parallel, check_accuracy, label, heads, head_dim, rows, columns, context)

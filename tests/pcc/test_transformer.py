@@ -187,7 +187,16 @@ def test_transformer(mesh_device, check_accuracy):
 )
 def test_any_heads_and_rows(mesh_device, check_accuracy, heads, head_dim, rows, columns, context_tokens):
     """Heads that need others of zeros beside them, and rows that fill no tile."""
-    axes = (head_dim // 2, head_dim // 4, head_dim // 4)
+    label = f"transformer, {heads} x {head_dim}, {context_tokens} + {2 * rows * columns} tokens"
+    parallel = Parallel(Mesh(mesh_device))
+    compare(parallel, check_accuracy, label, heads, head_dim, rows, columns, context_tokens)
+
+
+def compare(
+    parallel: Parallel, check_accuracy, label: str, heads: int, head_dim: int, rows: int, columns: int, context: int
+) -> None:
+    """A small transformer of so many heads, of noise of rows x columns tokens and a reference, as it is split."""
+    device, axes = parallel.device, (head_dim // 2, head_dim // 4, head_dim // 4)
     model = FluxTransformer2DModel(
         num_layers=1,
         num_single_layers=1,
@@ -201,17 +210,16 @@ def test_any_heads_and_rows(mesh_device, check_accuracy, heads, head_dim, rows, 
     randomize(model.requires_grad_(False).eval(), seed=0)
     ids = torch.cat([image_ids(rows, columns, index=0), image_ids(columns, rows, index=1)])
     latents = bf16(torch.randn(1, len(ids), 64))
-    context, pooled = bf16(torch.randn(1, context_tokens, 64)), bf16(torch.randn(1, 64))
+    text, pooled = bf16(torch.randn(1, context, 64)), bf16(torch.randn(1, 64))
 
     config = config_of(model)
-    table = Modulation(config, weights(model, mesh_device))([SIGMA], GUIDANCE, device_tensor(pooled[None], mesh_device))
-    transformer = Transformer(config, weights(model, mesh_device))
-    positions = Positions.of(ids, context_tokens, config, Parallel(Mesh(mesh_device)))
-    inputs = device_tensor(latents, mesh_device), device_tensor(context, mesh_device)
-    out = host(transformer(*inputs, positions, table.step(0)))
-    inputs, count = (latents, context, pooled, ids), rows * columns
+    table = Modulation(config, weights(model, device))([SIGMA], GUIDANCE, device_tensor(pooled[None], device))
+    transformer = Transformer(config, weights(model, device, parallel))
+    positions = Positions.of(ids, context, config, parallel)
+    inputs = (parallel.scatter(x[0], ttnn.bfloat16) for x in (latents, text))
+    out = parallel.gather(transformer(*inputs, positions, table.step(0)))[None]
+    inputs, count = (latents, text, pooled, ids), rows * columns
     reference32, reference16 = sample(model, *inputs), sample(in_bf16(model), *inputs)
-    label = f"transformer, {heads} x {head_dim}, {context_tokens} + {len(ids)} tokens"
     check_accuracy(label, out[:, :count], reference32[:, :count], reference16[:, :count])
 
 
