@@ -116,7 +116,7 @@ def all_reduce(
     op, x = "all_reduce", input_tensor
     check_operands(op, input_tensor=x)
     options = {"memory_config": memory_config, "num_links": num_links, "topology": topology}
-    if cluster_axis is None and min(x.device().shape) > 1:
+    if cluster_axis is None and 1 not in x.device().shape:
         for axis in (0, 1):
             x = all_reduce(x, cluster_axis=axis, **options)
         return x
