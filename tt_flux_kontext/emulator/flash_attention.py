@@ -30,6 +30,10 @@ _TINY = torch.finfo(torch.float32).tiny
 """Below this values are denormal: zero on the chip, and a hundred times slower on a CPU."""
 
 
+Sequence = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values ``[H, Sk, D]``."""
+
+
 class Method(NamedTuple):
     """How a kernel goes about it.
 
@@ -43,6 +47,11 @@ class Method(NamedTuple):
     exact_exponential: bool
     config: WormholeComputeKernelConfig
     grouped: bool = False
+
+    @property
+    def bf16_scale(self) -> float:
+        """The scale where it is applied to maxima: cut to bf16."""
+        return keep_significant_bits(torch.tensor(self.scale), 8).item()
 
     @property
     def activation_bits(self) -> int:
@@ -66,7 +75,7 @@ class Running(NamedTuple):
 
 def attend(
     q: torch.Tensor,
-    sequences: list[tuple[torch.Tensor, torch.Tensor]],
+    sequences: list[Sequence],
     method: Method,
     out: torch.Tensor,
     dtype: DataType,
@@ -78,9 +87,21 @@ def attend(
     ``sequences``: k and v ``[H, Sk, D]`` of each sequence of keys; chunks do not reach across them. ``mask``
     ``[H, Sq, Sk]`` is for a single sequence.
     """
+    method = method._replace(grouped=is_grouped(q, sum(keys.shape[1] for keys, _ in sequences)))
+    for heads, rows, queries, chunks in blocks(q, sequences, method):
+        part = None if mask is None else mask[heads, rows]
+        running = over_chunks(queries, chunks, method, part, rows.start if is_causal else None)
+        out[heads, rows] = pack(divide(running.result, total(running, method), method), dtype)
+
+
+def is_grouped(q: torch.Tensor, keys: int) -> bool:
+    """Whether attention of ``q[H, Sq, D]`` to so many keys has the terms of its products rounded in groups."""
+    return q.numel() * keys <= GROUPED_TERMS and q.device.type == "cpu"
+
+
+def blocks(q: torch.Tensor, sequences: list[Sequence], method: Method):
+    """What is worked on at a time: slices of heads and rows, these queries, and k and v of each chunk, as multiplied."""
     heads, length, width = q.shape
-    terms = q.numel() * sum(keys.shape[1] for keys, _ in sequences)
-    method = method._replace(grouped=terms <= GROUPED_TERMS and q.device.type == "cpu")
     rows = min(length, max(TILE_SIZE, BLOCK_ELEMENTS // max(method.keys, width)))
     longest = max(min(method.keys, keys.shape[1]) for keys, _ in sequences)
     group = max(1, BLOCK_ELEMENTS // (rows * max(longest, width)))
@@ -93,21 +114,26 @@ def attend(
             for k, v in zip(keys[some].split(method.keys, 1), values[some].split(method.keys, 1))
         ]
         for row in range(0, length, rows):
-            block = queries[:, row : row + rows]
-            running = None
-            for index, (k, v) in enumerate(chunks):
-                start = index * method.keys
-                if is_causal and start >= row + rows:
-                    break
-                scores = _product(block, k.mT, method)
-                if mask is not None:
-                    masked = mask[some, row : row + rows, start : start + method.keys].to(torch.float32)
-                    scores = aligned_sum(_store_(scores, method), masked)
-                if is_causal and start + method.keys > row:
-                    future = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu_(row - start + 1)
-                    scores.masked_fill_(future, -math.inf)
-                running = _take_in(scores, v, running, method)
-            out[some, row : row + rows] = pack(_divide(running, method), dtype)
+            block = slice(row, row + rows)
+            yield some, block, queries[:, block], chunks
+
+
+def over_chunks(queries, chunks, method, mask=None, first_row=None) -> Running:
+    """The running values of queries over all chunks; ``first_row``: where the queries begin, if attention is causal."""
+    running = None
+    for index, (k, v) in enumerate(chunks):
+        start = index * method.keys
+        if first_row is not None and start >= first_row + queries.shape[1]:
+            break
+        scores = _product(queries, k.mT, method)
+        if mask is not None:
+            masked = mask[:, :, start : start + method.keys].to(torch.float32)
+            scores = aligned_sum(_store_(scores, method), masked)
+        if first_row is not None and start + method.keys > first_row:
+            future = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu_(first_row - start + 1)
+            scores.masked_fill_(future, -math.inf)
+        running = _take_in(scores, v, running, method)
+    return running
 
 
 def _take_in(scores, v, before, method) -> Running:
@@ -124,9 +150,8 @@ def _take_in(scores, v, before, method) -> Running:
     if before is None:
         return Running(maximum, sums, result)
     fidelity = method.config.math_fidelity
-    # Here the scale is cut to bf16, and the exponential is never the fast one.
-    scale = keep_significant_bits(torch.tensor(method.scale), 8).item()
-    factor = round_to_bf16_(aligned_sum(before.maximum, -maximum).mul_(scale).exp_())
+    # The exponential is never the fast one here.
+    factor = round_to_bf16_(aligned_sum(before.maximum, -maximum).mul_(method.bf16_scale).exp_())
     earlier = _store_(multiply(before.sums, factor, fidelity), method)
     sums = _store_(aligned_sum(sums, earlier), method)
     # The packer adds to L1 in bf16, rounding ties to even.
@@ -134,12 +159,16 @@ def _take_in(scores, v, before, method) -> Running:
     return Running(maximum, sums, result)
 
 
-def _divide(running, method) -> torch.Tensor:
-    """The final result in fp32, not yet packed."""
+def total(running, method) -> torch.Tensor:
+    """The sums of all columns, ``[heads, rows, 1]``."""
     sums = _cut_(running.sums, method.activation_bits)
-    total = _store_(_product(sums, sums.new_ones(len(sums), TILE_SIZE, 1), method), method)
-    inverse = _store_(_cut_(total, TF32_BITS).reciprocal_(), method)
-    return multiply(running.result, inverse, method.config.math_fidelity)
+    return _store_(_product(sums, sums.new_ones(len(sums), TILE_SIZE, 1), method), method)
+
+
+def divide(result, total, method) -> torch.Tensor:
+    """The final result in fp32, not yet packed."""
+    inverse = _store_(keep_significant_bits(total, TF32_BITS).reciprocal_(), method)
+    return multiply(result, inverse, method.config.math_fidelity)
 
 
 def _subtract_(scores, maximum):
