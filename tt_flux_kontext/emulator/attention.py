@@ -19,7 +19,7 @@ from .types import (
     WormholeComputeKernelConfig,
 )
 
-_PACKED = (DataType.BFLOAT16, DataType.BFLOAT8_B, DataType.BFLOAT4_B)
+PACKED = (DataType.BFLOAT16, DataType.BFLOAT8_B, DataType.BFLOAT4_B)
 
 
 @per_chip
@@ -46,7 +46,7 @@ def scaled_dot_product_attention(
     op, q, k, v = "scaled_dot_product_attention", input_tensor_q, input_tensor_k, input_tensor_v
     tensors = {"input_tensor_q": q, "input_tensor_k": k, "input_tensor_v": v}
     check_operands(op, **tensors, attn_mask=attn_mask)
-    _check_heads(op, _PACKED, tensors)
+    check_heads(op, PACKED, tensors)
     check_padding(op, input_tensor_k=k, input_tensor_v=v)
     shapes = ", ".join(map(describe, (q, k, v)))
     batch, heads, length, _ = q.shape
@@ -54,16 +54,13 @@ def scaled_dot_product_attention(
     check(heads % k.shape[1] == 0, op, f"q's heads must be a multiple of k's: {shapes}")
     check(not is_causal or length == k.shape[2], op, f"causal attention needs q and k of one length: {shapes}")
     check(not (is_causal and attn_mask is not None), op, "is_causal and attn_mask cannot both be present")
-    _check_program(op, q, program_config)
-    method = _method(q, scale, program_config, compute_kernel_config)
-    # With a bf16 destination another kernel takes over, which has the fast exponential only.
+    check_program(op, q, program_config)
+    method = method_of(q, scale, program_config, compute_kernel_config)
     streams = not (method.config.fp32_dest_acc_en or is_causal or attn_mask is not None)
-    method = method._replace(
-        wide=method.config.fp32_dest_acc_en, exact_exponential=method.exact_exponential and not streams
-    )
+    method = streaming(method) if streams else method._replace(wide=method.config.fp32_dest_acc_en)
     mask = None
     if attn_mask is not None:
-        check_dtype(op, _PACKED, attn_mask=attn_mask)
+        check_dtype(op, PACKED, attn_mask=attn_mask)
         check_layout(op, Layout.TILE, attn_mask=attn_mask)
         check_rank(op, 4, attn_mask=attn_mask)
         fits = attn_mask.shape[2:] == (length, k.shape[2])
@@ -106,7 +103,7 @@ def joint_scaled_dot_product_attention(
     tensors = dict(zip(names, main + joint))
     check_operands(op, **tensors)
     check(joint_strategy == "rear", op, f"joint strategy must be 'rear', got {joint_strategy!r}")
-    _check_heads(op, (DataType.BFLOAT16, DataType.BFLOAT8_B), tensors)
+    check_heads(op, (DataType.BFLOAT16, DataType.BFLOAT8_B), tensors)
     check_padding(op, **{name: tensor for name, tensor in tensors.items() if not name.endswith("q")})
     q, jq = input_tensor_q, joint_tensor_q
     for name, tensor in tensors.items():
@@ -120,8 +117,8 @@ def joint_scaled_dot_product_attention(
     check(
         jq.shape[:2] == q.shape[:2] and jq.shape[3] == q.shape[3], op, f"{describe(q)} and {describe(jq)} do not join"
     )
-    _check_program(op, q, program_config)
-    method = _method(q, scale, program_config, compute_kernel_config)
+    check_program(op, q, program_config)
+    method = method_of(q, scale, program_config, compute_kernel_config)
     outs = torch.empty_like(q.values), torch.empty_like(jq.values)
     for b in range(q.shape[0]):
         sequences = [(k.values[b], v.values[b]) for _, k, v in (main, joint)]
@@ -130,7 +127,8 @@ def joint_scaled_dot_product_attention(
     return device_tensor(outs[0], q), device_tensor(outs[1], jq)
 
 
-def _method(q, scale, program, config) -> Method:
+def method_of(q, scale, program, config) -> Method:
+    """Of a kernel whose scores are bf16; raises RuntimeError for a configuration without a fidelity."""
     config = config or WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi2)
     given = config.math_fidelity is not MathFidelity.Invalid
     check(given, "attention", "the compute kernel config has no math fidelity")
@@ -143,7 +141,13 @@ def _method(q, scale, program, config) -> Method:
     )
 
 
-def _check_heads(op, dtypes, tensors):
+def streaming(method: Method) -> Method:
+    """Of the kernel that takes over with a bf16 destination, which has the fast exponential only."""
+    return method._replace(wide=False, exact_exponential=False)
+
+
+def check_heads(op, dtypes, tensors):
+    """Refuse ``tensors``, by name, that are not whole tiles ``[B, H, S, D]`` of these dtypes with one D."""
     check_layout(op, Layout.TILE, **tensors)
     check_dtype(op, dtypes, **tensors)
     check_rank(op, 4, **tensors)
@@ -153,7 +157,8 @@ def _check_heads(op, dtypes, tensors):
         check(width % TILE_SIZE == 0, op, f"padding is not supported on the head dim, got {describe(tensor)}")
 
 
-def _check_program(op, q, config):
+def check_program(op, q, config):
+    """Refuse chunks that are not whole tiles, and cores that the device does not have."""
     if config is None:
         return
     chunks, used = (config.q_chunk_size, config.k_chunk_size), config.compute_with_storage_grid_size

@@ -206,7 +206,7 @@ class SeveralChips(MeshDevice):
 
     def __init__(self, shape: MeshShape, chips: Sequence[MeshDevice], fabric: FabricConfig, rings: tuple[bool, bool]):
         self.shape, self._chips, self.fabric, self.rings = shape, tuple(chips), fabric, rings
-        self.last_semaphores = {}
+        self.last_used = {}
         first = self.chips[0]
         self.torch_device, self.l1_small_size, self._system = first.torch_device, first.l1_small_size, first._system
 

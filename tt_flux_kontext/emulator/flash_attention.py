@@ -30,8 +30,8 @@ _TINY = torch.finfo(torch.float32).tiny
 """Below this values are denormal: zero on the chip, and a hundred times slower on a CPU."""
 
 
-Sequence = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values ``[H, Sk, D]``."""
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of a sequence, ``[H, Sk, D]``."""
 
 
 class Method(NamedTuple):
@@ -75,7 +75,7 @@ class Running(NamedTuple):
 
 def attend(
     q: torch.Tensor,
-    sequences: list[Sequence],
+    sequences: list[KeysValues],
     method: Method,
     out: torch.Tensor,
     dtype: DataType,
@@ -99,8 +99,8 @@ def is_grouped(q: torch.Tensor, keys: int) -> bool:
     return q.numel() * keys <= GROUPED_TERMS and q.device.type == "cpu"
 
 
-def blocks(q: torch.Tensor, sequences: list[Sequence], method: Method):
-    """What is worked on at a time: slices of heads and rows, these queries, and k and v of each chunk, as multiplied."""
+def blocks(q: torch.Tensor, sequences: list[KeysValues], method: Method):
+    """What is worked on at a time: slices of heads and rows, their queries, and k and v by chunks, as multiplied."""
     heads, length, width = q.shape
     rows = min(length, max(TILE_SIZE, BLOCK_ELEMENTS // max(method.keys, width)))
     longest = max(min(method.keys, keys.shape[1]) for keys, _ in sequences)

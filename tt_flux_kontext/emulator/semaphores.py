@@ -1,9 +1,11 @@
 """Global semaphores, by which the chips of a collective wait for each other. Nothing waits here; turns are checked."""
 
+import weakref
 from collections.abc import Sequence
 
 from .checks import check
 from .device import MeshDevice
+from .tensor import Tensor
 from .types import BufferType, CoreRangeSet
 
 
@@ -19,14 +21,18 @@ def create_global_semaphore(
     return GlobalSemaphore(mesh_device)
 
 
-def take_turn(op: str, device: MeshDevice, semaphores: Sequence[GlobalSemaphore]) -> None:
-    """Note that a collective uses these semaphores.
+def take_turn(
+    op: str, device: MeshDevice, semaphores: Sequence[GlobalSemaphore], buffers: Sequence[Tensor] = ()
+) -> None:
+    """Note that a collective uses these semaphores, and that chips write to these buffers of their neighbours.
 
-    Raises RuntimeError for those of another device, and for any that the same collective used the time before. TT-NN
-    lets that pass, but a chip may begin while a neighbour still ends the time before, and count for the wrong one.
+    Raises RuntimeError for semaphores of another device, and for what the same collective used the time before. TT-NN
+    lets that pass, but a chip may begin while a neighbour still ends the time before, and count for the wrong one, or
+    overwrite what the neighbour still reads.
     """
     here = all(semaphore.device is device for semaphore in semaphores)
     check(here, op, "semaphores must be of the tensors' device")
-    again = device.last_semaphores.get(op, set()).intersection(semaphores)
-    check(not again, op, "a semaphore is used twice in a row: make two sets and use them in turns")
-    device.last_semaphores[op] = set(semaphores)
+    used = weakref.WeakSet([*semaphores, *buffers])
+    again = used.intersection(device.last_used.get(op, ()))
+    check(not again, op, "a semaphore or a buffer is used twice in a row: make two sets and use them in turns")
+    device.last_used[op] = used
