@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.refusals import BF8, F32, RM, U32, New, host
+from tests.refusals import BF8, F32, RM, U32, New, host, program
 from tt_flux_kontext.backend import ttnn
 
 
@@ -35,10 +35,13 @@ def reduce(n: New, *shape, axis=1, **kind):
     return ttnn.all_reduce(n(*shape, **kind), cluster_axis=axis)
 
 
-def semaphores(n: New) -> dict:
+def semaphore(n: New):
     cores = ttnn.CoreRangeSet({ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(7, 7))})
-    names = ("neighbor_semaphore", "barrier_semaphore")
-    return {name: [ttnn.create_global_semaphore(n.device, cores, 0)] for name in names}
+    return ttnn.create_global_semaphore(n.device, cores, 0)
+
+
+def semaphores(n: New) -> dict:
+    return {name: [semaphore(n)] for name in ("neighbor_semaphore", "barrier_semaphore")}
 
 
 def halo(n: New, *shape, dim=1, rows=1, axis=1, layout=RM, mode="zeros", **other):
@@ -50,6 +53,49 @@ def halo(n: New, *shape, dim=1, rows=1, axis=1, layout=RM, mode="zeros", **other
 def halo_twice(n: New):
     same = semaphores(n)
     return halo(n, **same), halo(n, **same)
+
+
+def around(n: New, *, axis=1, joint=0, shares=False, senders=(0, 7), shape=(1, 2, 64, 32), **other):
+    """Ring attention of two heads of 32 and 64 rows a chip, and of as many joint ones as `joint` says."""
+    batch, heads, rows, size = shape
+    chips = n.device.shape[axis] if axis < 2 else 1
+    right = dict(zip(("input_tensor_q", "input_tensor_k", "input_tensor_v"), (n(*shape) for _ in "qkv")))
+    right |= {f"persistent_output_buffer_{x}": n(batch, heads, rows * chips, size) for x in "kv"}
+    if joint:
+        right |= {f"joint_tensor_{x}": n(batch, heads, joint, size) for x in "qkv"}
+    if shares:
+        right |= {f"persistent_output_buffer_joint_{x}": n(batch, heads, joint * chips, size) for x in "kv"}
+        right["logical_l"] = joint * chips
+    config = ttnn.init_device_compute_kernel_config(
+        n.device.arch(), math_fidelity=ttnn.MathFidelity.HiFi4, fp32_dest_acc_en=True
+    )
+    right |= {
+        "joint_strategy": "rear",
+        "logical_n": rows * chips,
+        "program_config": program(y=7),
+        "compute_kernel_config": config,
+        "dim": 2,
+        "multi_device_global_semaphore": [semaphore(n), semaphore(n)],
+        "num_links": 1,
+        "cluster_axis": axis,
+        "mesh_device": n.device,
+        "topology": ttnn.Topology.Linear,
+        "ccl_core_grid_offset": ttnn.CoreCoord(*senders),
+    }
+    return ttnn.transformer.ring_joint_scaled_dot_product_attention(**right | other)
+
+
+def buffers(n: New, *shape, dtype="bfloat16") -> dict:
+    return {f"persistent_output_buffer_{x}": n(*shape, dtype=dtype) for x in "kv"}
+
+
+def around_with_one_buffer(n: New):
+    buffer = n(1, 2, 128, 32)
+    return around(n, persistent_output_buffer_k=buffer, persistent_output_buffer_v=buffer)
+
+
+def around_twice(n: New, **same):
+    return around(n, **same), around(n, **same)
 
 
 # case: (call of `New`, words of the emulator)
@@ -99,12 +145,61 @@ CASES = {
     "halo over more links than work": (lambda n: halo(n, num_links=[2]), "not enough work"),
     "halo without a semaphore": (lambda n: halo(n, neighbor_semaphore=[]), "one dimension at a time"),
     "halo with the same semaphores": (halo_twice, "twice in a row"),
+    # ring attention
+    "ring attention along one chip": (lambda n: around(n, axis=0), "more than one chip"),
+    "ring attention along no axis": (lambda n: around(n, axis=2), "must be 0 or 1"),
+    "ring attention in fp32": (
+        lambda n: around(n, input_tensor_q=n(1, 2, 64, 32, dtype=F32)), "input_tensor_q must be .*got FLOAT32"),
+    "ring attention in row-major": (
+        lambda n: around(n, input_tensor_q=n(1, 2, 64, 32, layout=RM)), "must be in Layout.TILE"),
+    "ring attention to keys of another dtype": (
+        lambda n: around(n, input_tensor_k=n(1, 2, 64, 32, dtype=BF8)), "must have q's dtype"),
+    "ring attention of partly filled heads": (lambda n: around(n, shape=(1, 2, 64, 48)), "head dim"),
+    "ring attention of rows that fill no tile": (lambda n: around(n, shape=(1, 2, 40, 32)), "must fill tiles"),
+    "ring attention of fewer queries": (
+        lambda n: around(n, input_tensor_q=n(1, 2, 32, 32)), "queries, keys and values must be"),
+    "ring attention to one head": (
+        lambda n: around(n, input_tensor_k=n(1, 1, 64, 32), persistent_output_buffer_k=n(1, 1, 128, 32)),
+        "queries, keys and values must be"),
+    "short ring buffers": (lambda n: around(n, **buffers(n, 1, 2, 96, 32)), "persistent buffers must be"),
+    "long ring buffers": (lambda n: around(n, **buffers(n, 1, 2, 160, 32)), "persistent buffers must be"),
+    "ring buffers of another dtype": (lambda n: around(n, **buffers(n, 1, 2, 128, 32, dtype=BF8)), "q's dtype"),
+    "one ring buffer for keys and values": (around_with_one_buffer, "tensor of its own"),
+    "ring buffers twice": (lambda n: around_twice(n, **buffers(n, 1, 2, 128, 32)), "twice in a row"),
+    "ring semaphores twice": (
+        lambda n: around_twice(n, multi_device_global_semaphore=[semaphore(n), semaphore(n)]), "twice in a row"),
+    "one ring semaphore": (
+        lambda n: around(n, multi_device_global_semaphore=[semaphore(n)]), "two different semaphores"),
+    "one ring semaphore for both ways": (
+        lambda n: around(n, multi_device_global_semaphore=[semaphore(n)] * 2), "two different semaphores"),
+    "ring attention to no keys": (lambda n: around(n, logical_n=0), "logical_n must end"),
+    "ring attention to more keys than there are": (lambda n: around(n, logical_n=129), "logical_n must end"),
+    "ring attention of a chip of padding": (lambda n: around(n, logical_n=64), "logical_n must end"),
+    "ring attention along heads": (lambda n: around(n, dim=1), "only rows"),
+    "ring attention, strategy": (lambda n: around(n, joint_strategy="front"), "'rear'"),
+    "ring attention, chunk size": (lambda n: around(n, program_config=program(q=48, y=7)), "multiples of 32"),
+    "ring attention where others send": (lambda n: around(n, program_config=program()), "overlaps the senders"),
+    "ring attention with senders off the grid": (lambda n: around(n, senders=(7, 7)), "not in a row"),
+    "ring attention over no links": (lambda n: around(n, num_links=0), "num_links"),
+    "ring attention around no ring": (lambda n: around(n, topology=ttnn.Topology.Ring), "no ring"),
+    "joint queries without keys": (lambda n: around(n, joint=32, joint_tensor_k=None), "all together"),
+    "joint keys of another length": (
+        lambda n: around(n, joint=32, joint_tensor_k=n(1, 2, 64, 32)), "queries, keys and values must be"),
+    "joint tensors of fewer heads": (
+        lambda n: around(n, joint=32, **{f"joint_tensor_{x}": n(1, 1, 32, 32) for x in "qkv"}),
+        "queries, keys and values must be"),
+    "joint tensors of another length than told": (lambda n: around(n, joint=32, logical_l=31), "logical_l must be"),
+    "joint shares that fill no tile": (lambda n: around(n, joint=40, shares=True), "must fill tiles"),
+    "joint shares with padding": (lambda n: around(n, joint=32, shares=True, logical_l=60), "logical_l must be"),
+    "joint shares without a buffer": (lambda n: around(n, joint=32, logical_l=64), "need buffers"),
 }  # fmt: skip
 
 # Calls that no signature takes.
 SIGNATURES = {
     "all_gather: the axis by position": lambda n: ttnn.all_gather(n(32, 32), 1, 1),
     "all_reduce: the axis by position": lambda n: ttnn.all_reduce(n(32, 64), 1),
+    "ring attention, causal by position": lambda n: ttnn.transformer.ring_joint_scaled_dot_product_attention(
+        *[n(1, 2, 64, 32)] * 6, True),
 }
 
 # What real TT-NN takes on its mock device.
@@ -115,4 +210,16 @@ SILENT = {
     "sum of integers": "adds them as floats",
     "sum over a ring of two": "makes a line of it",
     "halo with the same semaphores": "may hang, or be wrong",
+    "ring attention along one chip": "works there, and is not emulated",
+    "ring attention to one head": "works there, and is not emulated",
+    "long ring buffers": "work there, and are not emulated",
+    "one ring buffer for keys and values": "keys and values overwrite each other",
+    "ring buffers twice": "a chip may overwrite what its neighbour still reads",
+    "ring semaphores twice": "may hang, or be wrong",
+    "one ring semaphore": "reads memory that is not the list's",
+    "one ring semaphore for both ways": "may hang, or be wrong",
+    "ring attention of a chip of padding": "its results begin with what was in memory",
+    "ring attention around no ring": "makes a line of it",
+    "joint tensors of fewer heads": "reads beyond them",
+    "joint shares without a buffer": "takes memory that a neighbour may write to before it is free",
 }

@@ -71,8 +71,8 @@ def joint_attention(*operands, strategy="rear"):
     )
 
 
-def program(q=32, x=8):
-    return ttnn.SDPAProgramConfig(compute_with_storage_grid_size=ttnn.CoreCoord(x, 8), q_chunk_size=q, k_chunk_size=32)
+def program(q=32, x=8, y=8):
+    return ttnn.SDPAProgramConfig(compute_with_storage_grid_size=ttnn.CoreCoord(x, y), q_chunk_size=q, k_chunk_size=32)
 
 
 def heads(x, **other):

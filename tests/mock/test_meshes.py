@@ -5,9 +5,10 @@ import pickle
 import pytest
 import torch
 
-from tests.mesh_refusals import CASES, SIGNATURES, SILENT
+from tests.mesh_refusals import CASES, SIGNATURES, SILENT, around
 from tests.mock.recording import Recorder
 from tests.pcc.test_pipeline import picture
+from tests.refusals import New
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.device import open_device
@@ -22,6 +23,13 @@ def work(mesh) -> None:
             for x in tensors:
                 gather_and_sum(x, axis)
             convolve_with_halo(mesh, axis)
+            attend_around(New(mesh), axis)
+
+
+def attend_around(new: New, axis: int) -> None:
+    around(new, axis=axis, logical_n=64 * new.device.shape[axis] - 13)
+    around(new, axis=axis, joint=40)
+    around(new, axis=axis, joint=32, shares=True)
 
 
 def split_and_join(mesh) -> list:

@@ -224,3 +224,27 @@ def test_samples_and_scale(opened, randn):
     q, k, v = (randn(2, 1, 8 * 32, 32) for _ in range(3))
     out, _ = attend(mesh, q, k, v, scale=0.5)
     assert error(get(out, mesh, 1), F.scaled_dot_product_attention(q, k, v, scale=0.5)) < 2e-2
+
+
+def test_what_a_mesh_lacks(opened, qkv):
+    mesh = opened(2, 4, fabric=RING)
+    q, k, v = qkv(4 * ROWS)
+    with pytest.raises(RuntimeError, match="is no ring"):
+        attend(mesh, q, k, v, topology=ttnn.Topology.Ring)
+    along_two = [x[:, :, : 2 * ROWS] for x in (q, k, v)]
+    attend(mesh, *along_two, axis=0, topology=ttnn.Topology.Ring)
+    ttnn.close_mesh_device(mesh)
+    line = opened(1, 8)
+    with pytest.raises(RuntimeError, match="is no ring"):
+        attend(line, *qkv(8 * ROWS), topology=ttnn.Topology.Ring)
+    with pytest.raises(RuntimeError, match="the mesh device must be"):
+        attend(line, *qkv(8 * ROWS), mesh_device=mesh)
+
+
+@pytest.mark.parametrize("spoil, words", [(ttnn.from_device, "must be on device"), (ttnn.deallocate, "deallocated")])
+def test_operands_that_are_not_there(opened, qkv, spoil, words):
+    """TT-NN dies of them."""
+    mesh = opened(2, 4)
+    buffer = ttnn.zeros((1, 2, 4 * ROWS, WIDTH), layout=ttnn.TILE_LAYOUT, device=mesh)
+    with pytest.raises(RuntimeError, match=words):
+        attend(mesh, *qkv(4 * ROWS), persistent_output_buffer_k=spoil(buffer) or buffer)
