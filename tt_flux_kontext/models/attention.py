@@ -22,7 +22,7 @@ class Lengths:
         context, image: tokens, over all chips.
         context_rows, image_rows: of a chip, padding included.
         mask: where padding is not at the end of each sequence's last chip: what attention adds to the scores of all
-            keys, bfloat16 [1, 1, rows of a chip, rows of all chips].
+            keys, bfloat4_b [1, 1, rows of a chip, rows of all chips].
     """
 
     context: int
@@ -44,7 +44,8 @@ def _mask(context: int, image: int, context_rows: int, image_rows: int, parallel
     sequences = (context, context_rows), (image, image_rows)
     real = torch.cat([chips * rows + torch.arange(rows) < tokens for tokens, rows in sequences], dim=1)
     scores = torch.where(real.flatten(), 0.0, HIDDEN).expand(1, 1, context_rows + image_rows, -1)
-    return upload(scores, parallel.device, ttnn.bfloat16)
+    # Attention reads it once a head. Both of its values are as good in bfloat4_b.
+    return upload(scores, parallel.device, ttnn.bfloat4_b)
 
 
 class Attention:
