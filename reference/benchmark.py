@@ -24,7 +24,7 @@ from tt_flux_kontext.models.clip import CLIPTextEncoder
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.t5 import T5Encoder
 from tt_flux_kontext.models.transformer import Positions, Transformer, TransformerConfig
-from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
+from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig, to_picture
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import image_ids, pack_latents
 
@@ -121,7 +121,10 @@ def _vae(device, pixels: int) -> tuple[Work, Work, Work]:
     edge = pixels // config.scale_factor
     latents = torch.randn(1, config.latent_channels, edge, edge)
     tokens = upload(pack_latents(latents)[None], device, ttnn.float32)
-    ours = {"VAE encoder": lambda: encoder(picture), "VAE decoder": lambda: decoder(tokens, pixels, pixels)}
+    ours = {
+        "VAE encoder": lambda: encoder(picture),
+        "VAE decoder": lambda: to_picture(decoder(tokens, pixels, pixels)),
+    }
 
     def theirs(model) -> Work:
         return {

@@ -1,8 +1,9 @@
 """FLUX.1 Kontext [dev] on Tenstorrent TT-NN."""
 
-from tt_flux_kontext.device import open_device
+from tt_flux_kontext.device import open_device, submeshes
+from tt_flux_kontext.turns import side_by_side
 
-__all__ = ["FluxKontextPipeline", "open_device"]
+__all__ = ["FluxKontextPipeline", "open_device", "side_by_side", "submeshes"]
 
 
 def __getattr__(name: str):

@@ -1,9 +1,13 @@
 """Opening and asking a device."""
 
 import importlib
+import itertools
+import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from loguru import logger
 
 from tt_flux_kontext.backend import choose, ttnn
 from tt_flux_kontext.mesh import system
@@ -22,7 +26,8 @@ def open_device(name: str | None = None, mesh_shape: tuple[int, int] | None = No
         mesh_shape: (rows, columns) of the mesh, where the chips can be seen as several; (1, 1) for one chip.
 
     Raises `ValueError` for an unknown name and a mesh that the system is not, and `RuntimeError` for `silicon` where no
-    card is found.
+    card is found, or where several chips can't be opened. Of a system that isn't known here it opens one chip, with a
+    warning.
     """
     backend, _, emulated = (name or choose()).partition(":")
     if emulated and (backend != "emulated" or emulated not in EMULATED_SYSTEMS):
@@ -34,24 +39,60 @@ def open_device(name: str | None = None, mesh_shape: tuple[int, int] | None = No
     meshes = system().meshes
     shape = tuple(mesh_shape or meshes[0])
     if shape not in {*meshes, (1, 1)}:
-        known = " or ".join(f"{rows} x {columns}" for rows, columns in dict.fromkeys((*meshes, (1, 1))))
-        raise ValueError(f"This system's chips are no mesh of {shape[0]} x {shape[1]}: it is {known}.")
-    several = shape != (1, 1)
-    if several:
-        ring = set(shape) & set(system().rings)
-        ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D_RING if ring else ttnn.FabricConfig.FABRIC_1D)
-    try:
-        device = ttnn.open_mesh_device(ttnn.MeshShape(*shape), l1_small_size=L1_SMALL_SIZE)
+        known = " or ".join(map(_product, dict.fromkeys((*meshes, (1, 1)))))
+        raise ValueError(f"This system's chips are no mesh of {_product(shape)}: it is {known}.")
+    chips, used = ttnn.get_num_devices(), math.prod(shape)
+    if used < chips and not mesh_shape:
+        logger.warning(
+            f"Of the {chips} chips that TT-NN finds {used} will be used: it calls the system "
+            f"{ttnn.cluster.get_cluster_type().name}. If it is another one, a cable may be missing or loose."
+        )
+    with ExitStack() as at_the_end:
         try:
-            yield device
-        finally:
-            ttnn.close_mesh_device(device)
-    finally:
-        if several:
-            ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
+            if shape != (1, 1):
+                ring = set(shape) & set(system().rings)
+                ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D_RING if ring else ttnn.FabricConfig.FABRIC_1D)
+                at_the_end.callback(ttnn.set_fabric_config, ttnn.FabricConfig.DISABLED)
+            device = ttnn.open_mesh_device(ttnn.MeshShape(*shape), l1_small_size=L1_SMALL_SIZE)
+        except RuntimeError as error:
+            if chips == 1:
+                raise
+            raise RuntimeError(
+                f"TT-NN can't open a mesh of {_product(shape)} of the {chips} chips that it finds: a cable may be "
+                "missing or loose. With TT_VISIBLE_DEVICES=0 it sees the first card only."
+            ) from error
+        at_the_end.callback(ttnn.close_mesh_device, device)
+        yield device
+
+
+def submeshes(device: "ttnn.MeshDevice", count: int) -> "list[ttnn.MeshDevice]":
+    """Cuts a mesh into equal parts, to work side by side: a pipeline on each, say.
+
+    A part has the longest axis that it can have whole, which may be a ring: of a Galaxy's 8 x 4 chips four parts are
+    8 x 1, eight are 1 x 4. Raises `ValueError` for a count that the mesh can't be cut into.
+    """
+    chips = math.prod(device.shape)
+    forms = list(itertools.product(*map(_divisors, device.shape)))
+    fitting = [form for form in forms if count * math.prod(form) == chips]
+    if not fitting:
+        counts = ", ".join(map(str, sorted({chips // math.prod(form) for form in forms})))
+        raise ValueError(f"{_product(device.shape)} chips can't be cut into {count} equal parts, only into {counts}.")
+
+    def longest_whole_axis(form: tuple[int, int]) -> int:
+        return max((part for part, length in zip(form, device.shape) if part == length), default=0)
+
+    return device.create_submeshes(ttnn.MeshShape(*max(fitting, key=longest_whole_axis)))
 
 
 def dram_bytes(device: "ttnn.MeshDevice") -> tuple[int, int]:
     """(free, total) bytes of a chip's DRAM."""
     view = ttnn.get_memory_view(device, ttnn.BufferType.DRAM)
     return view.total_bytes_free_per_bank * view.num_banks, view.total_bytes_per_bank * view.num_banks
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _product(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

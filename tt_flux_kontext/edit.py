@@ -1,6 +1,5 @@
 """An edit as a row of phases, one after the other on the device."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,19 +10,20 @@ from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.models.modulation import ModulationTable
 from tt_flux_kontext.models.transformer import Positions
+from tt_flux_kontext.models.vae import to_picture
 from tt_flux_kontext.models.weights import download, upload
 from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import image_ids, pack_latents
+from tt_flux_kontext.turns import finish
 
 TABLE_STEPS = 64  # whose modulation is on the device at a time: 2 MB a step and prompt for Flux
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A finished part of an edit. `step` counts denoising steps from 1 to `steps`; it is 0 in other phases."""
+    """A part of an edit. `step` counts denoising steps from 1 to `steps`; it is 0 in other phases."""
 
     name: str
-    seconds: float
     step: int = 0
     steps: int = 0
 
@@ -86,7 +86,7 @@ class Edit:
 
 @dataclass
 class Condition:
-    """What a prompt becomes: context [T, J] and pooled [P].
+    """What a prompt becomes: context [T, J] and pooled [1, P].
 
     On the device: `placed`, the context as the transformer has it, and `table`, the modulation of some steps.
     """
@@ -147,29 +147,25 @@ class Editor:
         self.tokenizer_2 = tokenizer_2
 
     def run(self, edit: Edit, decode: bool = True) -> Iterator[Phase | torch.Tensor]:
-        """Yields each phase as it ends, and last the result: pictures [results, 3, H, W] from -1 to 1, float32.
+        """Yields each phase when it is on its way, and last the result.
 
-        Without `decode` the result is the packed latents, float32 [results, N, C]. Raises `DoesNotFit` before the first
-        upload when the device has too little memory.
+        The device works on while the caller does something else, be it to give work to other devices. The result is
+        pictures [results, 3, H, W] from -1 to 1, float32; without `decode` it is the packed latents, float32
+        [results, N, C]. Raises `DoesNotFit` before the first upload when the device has too little memory.
         """
         self.models.reserve(self.size(edit))
-        clock = _Clock(self.device)
-        pooled = self._encode_clip(edit)
-        yield clock.phase("clip")
-        contexts = self._encode_t5(edit)
+        pooled = yield from self._encode_clip(edit)
+        contexts = yield from self._encode_t5(edit)
         conditions = [Condition(*pair) for pair in zip(contexts, pooled, strict=True)]
-        yield clock.phase("t5")
-        references = [] if edit.image is None else self._encode_image(edit.image)
-        yield clock.phase("vae encoder")
+        references = yield from self._encode_image(edit.image)
         try:
-            result = yield from self._denoise(edit, clock, conditions, references)
+            result = yield from self._denoise(edit, conditions, references)
         finally:
             self.models.parallel["transformer"].mesh.free_buffers()
         if not result.isfinite().all():
             raise FloatingPointError("The edit gave latents that are NaN or infinite, of which no picture can be made.")
         if decode:
-            result = self.decode(result, edit.size)
-            yield clock.phase("vae decoder")
+            result = yield from self._decode(result, edit.size)
         yield result
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
@@ -177,12 +173,11 @@ class Editor:
 
         For this and for `decode` the models have to `reserve` what they need before.
         """
-        return torch.stack(self._encode_image(image))
+        return torch.stack(finish(self._encode_image(image)))
 
     def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Packed latents [B, tokens, 4 C] to pictures of `size` (height, width), float32 [B, 3, H, W] from -1 to 1."""
-        rows = (upload(row[None, None], self.device, ttnn.float32) for row in latents)
-        return torch.stack([self.models["vae decoder"](row, *size) for row in rows])
+        return finish(self._decode(latents, size))
 
     def size(self, edit: Edit) -> EditSize:
         """What the edit's memory depends on; its tensors needn't be there yet."""
@@ -199,40 +194,55 @@ class Editor:
             steps=min(len(edit.sigmas) - 1, TABLE_STEPS),
         )
 
-    def _encode_clip(self, edit: Edit) -> list[torch.Tensor]:
-        """Pooled prompts [P], the negative ones after the others."""
+    def _encode_clip(self, edit: Edit) -> Iterator[Phase]:
+        """Returns pooled prompts [1, P], the negative ones after the others."""
         pooled = []
         for text in edit.texts:
             if text.pooled is not None:
-                pooled += text.pooled
+                pooled += text.pooled[:, None]
                 continue
             length = self.tokenizer.model_max_length
             rest = f"T5 still reads the first {edit.max_sequence_length}." if text.t5 == text.clip else ""
             ids = _token_ids(self.tokenizer, text.clip, length, "CLIP", rest)
-            pooled += [download(self.models["clip"](row))[0, 0, 0] for row in ids]
-        return pooled
+            pooled += map(self.models["clip"], ids)
+        yield Phase("clip")
+        return _on_host(pooled)
 
-    def _encode_t5(self, edit: Edit) -> list[torch.Tensor]:
-        """Contexts [T, J], the negative ones after the others."""
+    def _encode_t5(self, edit: Edit) -> Iterator[Phase]:
+        """Returns contexts [T, J], the negative ones after the others."""
         contexts = []
         for text in edit.texts:
             if text.embeds is not None:
                 contexts += text.embeds
                 continue
             ids = _token_ids(self.tokenizer_2, text.t5, edit.max_sequence_length, "T5")
-            contexts += [download(self.models["t5"](row))[0, 0] for row in ids]
-        return contexts
+            contexts += map(self.models["t5"], ids)
+        yield Phase("t5")
+        return _on_host(contexts)
 
-    def _encode_image(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Packed reference latents [R, C], one per picture."""
-        if image.shape[1] == self.models.vae_config.latent_channels:
-            return list(pack_latents(image))
-        return [download(self.models["vae encoder"](picture))[0, 0].float() for picture in image]
+    def _encode_image(self, image: torch.Tensor | None) -> Iterator[Phase]:
+        """Returns packed reference latents [R, C], one per picture."""
+        if image is None:
+            references = []
+        elif image.shape[1] == self.models.vae_config.latent_channels:
+            references = pack_latents(image)
+        else:
+            references = map(self.models["vae encoder"], image)
+        references = list(references)
+        yield Phase("vae encoder")
+        return [latents.float() for latents in _on_host(references)]
 
-    def _denoise(self, edit: Edit, clock: "_Clock", conditions: list[Condition], references: list[torch.Tensor]):
+    def _decode(self, latents: torch.Tensor, size: tuple[int, int]) -> Iterator[Phase]:
+        """Returns pictures [B, 3, H, W]."""
+        rows = (upload(row[None, None], self.device, ttnn.float32) for row in latents)
+        pictures = [self.models["vae decoder"](row, *size) for row in rows]
+        yield Phase("vae decoder")
+        return torch.stack(list(map(to_picture, pictures)))
+
+    def _denoise(self, edit: Edit, conditions: list[Condition], references: list[torch.Tensor]) -> Iterator[Phase]:
         """All steps, TABLE_STEPS at a time, for which the modulation is on the device first.
 
-        Yields phases, and returns the latents, float32 [results, N, C].
+        Returns the latents, float32 [results, N, C].
         """
         steps = len(edit.sigmas) - 1
         parallel = self.models.parallel["transformer"]
@@ -242,9 +252,9 @@ class Editor:
             for condition in conditions:
                 condition.table = None  # makes room
                 sigmas = edit.sigmas[some.start : some.stop]
-                pooled = upload(condition.pooled[None, None, None], self.device, ttnn.float32)
+                pooled = upload(condition.pooled[None, None], self.device, ttnn.float32)
                 condition.table = self.models["modulation"](sigmas, edit.guidance, pooled)
-            yield clock.phase("modulation")
+            yield Phase("modulation")
             self.models.release("modulation")  # of no use to the steps
             transformer = self.models["transformer"]
             lengths = {len(condition.context) for condition in conditions}
@@ -252,14 +262,14 @@ class Editor:
             positions = {length: Positions.of(ids, length, config, parallel) for length in lengths}
             for condition in conditions:
                 condition.placed = parallel.scatter(condition.context, ttnn.bfloat16)
-            yield clock.phase("transformer weights")
+            yield Phase("transformer weights")
             for step in some:
                 if edit.interrupted():
                     return images.noise()
                 self._step(edit, step, transformer, positions, conditions, images)
+                yield Phase("step", step + 1, steps)
                 if edit.callback:
                     self._call_back(edit, step, conditions, images)
-                yield clock.phase("step", step + 1, steps)
             del transformer
         return images.noise()
 
@@ -307,18 +317,9 @@ class Editor:
         return torch.cat([image_ids(h // token, w // token, index) for index, (h, w) in enumerate(edit.sizes)])
 
 
-class _Clock:
-    """Seconds between phases, all queued work of the device included."""
-
-    def __init__(self, device: "ttnn.MeshDevice"):
-        self.device = device
-        self.start = time.perf_counter()
-
-    def phase(self, name: str, step: int = 0, steps: int = 0) -> Phase:
-        ttnn.synchronize_device(self.device)
-        now = time.perf_counter()
-        seconds, self.start = now - self.start, now
-        return Phase(name, seconds, step, steps)
+def _on_host(matrices: "list[torch.Tensor | ttnn.Tensor]") -> list[torch.Tensor]:
+    """Matrices that a model made, or that were given in their place."""
+    return [matrix if isinstance(matrix, torch.Tensor) else download(matrix)[0, 0] for matrix in matrices]
 
 
 def _changed(name: str, tensor, shape: Sequence[int]) -> torch.Tensor:

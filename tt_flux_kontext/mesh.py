@@ -85,11 +85,6 @@ class Mesh:
                 return Parallel(self, None, axis)
         return Parallel(self)
 
-    def topology(self, axis: int) -> "ttnn.Topology":
-        """A ring where the axis closes."""
-        closes = self.shape[axis] in self.system.rings
-        return ttnn.Topology.Ring if closes else ttnn.Topology.Linear
-
     def semaphores(self, axis: int) -> list:
         """For a collective along an axis."""
         grid = self.device.compute_with_storage_grid_size()
@@ -175,9 +170,7 @@ class Parallel:
 
     def all_reduce(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
         """The sum over TP, on each of its chips."""
-        if self.tp == 1:
-            return x
-        return ttnn.all_reduce(x, cluster_axis=self.tp_axis, topology=self.mesh.topology(self.tp_axis))
+        return x if self.tp == 1 else ttnn.all_reduce(x, cluster_axis=self.tp_axis)
 
     def all_gather(self, x: "ttnn.Tensor", dim: int) -> "ttnn.Tensor":
         """What the chips along TP have, side by side, on each of them."""
@@ -191,14 +184,14 @@ class Parallel:
         """Of a tensor that the chips along TP have whole, each its share."""
         return x if self.tp == 1 else ttnn.mesh_partition(x, dim, cluster_axis=self.tp_axis)
 
-    def ring(self) -> dict:
-        """Arguments of a collective that goes along SP."""
+    def ring(self, x: "ttnn.Tensor") -> dict:
+        """Arguments of a collective of `x` that goes along SP, in a ring where cables close it."""
         return {
             "multi_device_global_semaphore": self.mesh.semaphores(self.sp_axis),
             "num_links": self.mesh.system.links,
             "cluster_axis": self.sp_axis,
             "mesh_device": self.device,
-            "topology": self.mesh.topology(self.sp_axis),
+            "topology": ttnn.get_usable_topology(x, cluster_axis=self.sp_axis),
         }
 
     def buffer(self, name: str, like: "ttnn.Tensor") -> "ttnn.Tensor":

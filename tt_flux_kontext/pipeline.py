@@ -1,8 +1,9 @@
 """FLUX.1 Kontext [dev] on a TT-NN device, with the arguments of diffusers' FluxKontextPipeline."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
+from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.checkpoint.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from tt_flux_kontext.edit import Edit, Editor, Phase
@@ -34,7 +36,7 @@ from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
 from tt_flux_kontext.residency import EditSize, Models, check_host_memory
 from tt_flux_kontext.resolution import pack_latents, unpack_latents
 from tt_flux_kontext.schedule import load_scheduler, sigma_schedule
-from tt_flux_kontext.turns import Turn, one_at_a_time
+from tt_flux_kontext.turns import Turn, finish, one_at_a_time
 
 USUAL_EDIT = EditSize(text_tokens=512, image_tokens=2 * 64 * 64, pixels=1024 * 1024)
 HOST_BYTES_A_PIXEL = 64  # of a result: float32 as decoded, stacked, and on the way to 8 bits
@@ -123,8 +125,7 @@ class FluxKontextPipeline:
         """Of tqdm's bars over the denoising steps and over weights on their way; `disable=True` hides them."""
         self._progress_bar_config = self._editor.models.progress_bar_config = kwargs
 
-    @one_at_a_time
-    def __call__(
+    def dispatch(
         self,
         image=None,
         prompt: str | list[str] | None = None,
@@ -158,8 +159,11 @@ class FluxKontextPipeline:
         _auto_resize: bool = True,
         background: str | tuple[int, int, int] = "white",
         diffusers_sizes: bool = False,
-    ) -> FluxPipelineOutput | tuple:
+    ) -> Iterator[Phase]:
         """Edits `image` by `prompt`; without an image, makes one.
+
+        A call of the pipeline. `dispatch` is the same as a generator: it yields each phase when it is on its way to the
+        device, waits for it when asked for the next one, and returns what the call returns.
 
         Args:
             image: PIL image, numpy array [(B,) H, W, 3] or tensor [(B,) 3, H, W], of floats from 0 to 1 or of uint8, a
@@ -265,10 +269,15 @@ class FluxKontextPipeline:
         if latents is None:
             latents = self._noise(noise_shape, size, generator)
         edit = replace(edit, latents=latents, image=pictures)
-        result = self._run(edit, decode=output_type != "latent")
+        result = yield from self._run(edit, decode=output_type != "latent")
         if output_type != "latent":
             result = self.image_processor.postprocess(result, output_type=output_type)
         return FluxPipelineOutput(images=result) if return_dict else (result,)
+
+    @one_at_a_time
+    @wraps(dispatch)
+    def __call__(self, *args, **kwargs) -> FluxPipelineOutput | tuple:
+        return finish(self.dispatch(*args, **kwargs))
 
     @one_at_a_time
     def encode(
@@ -322,15 +331,22 @@ class FluxKontextPipeline:
         """Refuses pictures that are too large for the VAE, or for this machine."""
         height, width = size
         check_host_memory(HOST_BYTES_A_PIXEL * count * height * width, f"{count} pictures of {width} x {height} pixels")
-        self._editor.models.reserve(EditSize(text_tokens=0, image_tokens=0, pixels=height * width))
+        self._editor.models.reserve(EditSize(text_tokens=0, image_tokens=0, pixels=height * width, results=count))
 
-    def _run(self, edit: Edit, decode: bool) -> torch.Tensor:
-        """Drives the phases, with a bar over the steps and the seconds of each in `timings`."""
+    def _run(self, edit: Edit, decode: bool) -> Iterator[Phase]:
+        """Yields each phase when it is on its way, then waits for it. Returns the result.
+
+        Shows a bar over the steps, and notes the seconds of each phase in `timings`.
+        """
         self.timings = {}
+        start = time.perf_counter()
         with tqdm(total=len(edit.sigmas) - 1, **self._progress_bar_config) as bar:
             for event in self._editor.run(edit, decode):
                 if isinstance(event, Phase):
-                    self.timings[event.name] = self.timings.get(event.name, 0.0) + event.seconds
+                    yield event
+                    ttnn.synchronize_device(self._editor.device)
+                    begun, start = start, time.perf_counter()
+                    self.timings[event.name] = self.timings.get(event.name, 0.0) + start - begun
                     bar.update(1 if event.step else 0)
         return event
 

@@ -181,7 +181,7 @@ class Models:
             "vae encoder": lasting + 14 * size.pixels * channels[0],
             "modulation": lasting,
             "transformer": lasting + 32 * tokens * width // transformer.sp + passed_around,
-            "vae decoder": lasting + 12 * size.pixels * max(channels),
+            "vae decoder": lasting + (12 * max(channels) + 64 * size.results) * size.pixels,  # 64: of a result's own
         }
 
     def _kept(self, size: EditSize) -> int:

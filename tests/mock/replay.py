@@ -11,7 +11,7 @@ import torch
 from tests.mock.recording import Activation, Call, DeviceMark, SemaphoreMark, TensorForm, TorchForm
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.device import open_device
-from tt_flux_kontext.emulator import Shape
+from tt_flux_kontext.emulator import Shape, Topology
 from tt_flux_kontext.emulator.distribution import MeshComposer, MeshMapper, PlacementShard
 from tt_flux_kontext.planner.mock_device import answer
 
@@ -112,6 +112,8 @@ def _comparable(result):
         return TensorForm.of(result, ttnn)
     if isinstance(result, torch.Tensor):
         return TorchForm(tuple(result.shape), result.dtype)
+    if isinstance(result, (ttnn.Topology, Topology)):
+        return result.name
     if isinstance(result, (list, tuple)):
         return [_comparable(item) for item in result]
     return result

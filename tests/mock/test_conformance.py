@@ -15,7 +15,7 @@ from tt_flux_kontext.models.clip import CLIPTextEncoder
 from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.t5 import T5Encoder
 from tt_flux_kontext.models.transformer import Positions, Transformer
-from tt_flux_kontext.models.vae import Decoder, Encoder
+from tt_flux_kontext.models.vae import Decoder, Encoder, to_picture
 from tt_flux_kontext.models.weights import Weights, upload
 from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
 from tt_flux_kontext.planner.mock_device import run
@@ -81,7 +81,7 @@ def of_real_widths(device) -> None:
     positions = Positions.of(ids, 77, config, parallel)
     transformer = model(Transformer, "transformer", **blocks)
     transformer(parallel.scatter(image, ttnn.bfloat16), context, positions, table.step(1))
-    model(Decoder, "vae")(upload(torch.zeros(1, 1, 16, 64), device, ttnn.float32), 64, 64)
+    to_picture(model(Decoder, "vae")(upload(torch.zeros(1, 1, 16, 64), device, ttnn.float32), 64, 64))
 
 
 def test_real_ttnn_gives_tensors_of_the_same_form(calls, tmp_path, capsys):

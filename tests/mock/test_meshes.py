@@ -52,6 +52,7 @@ def split_and_join(mesh) -> list:
 
 
 def gather_and_sum(x, axis: int) -> None:
+    ttnn.get_usable_topology(x, cluster_axis=axis)
     ttnn.all_reduce(x, cluster_axis=axis)
     for dim in (-1, 2, 0):
         ttnn.mesh_partition(ttnn.all_gather(x, dim, cluster_axis=axis), dim, axis)

@@ -14,6 +14,7 @@ from tt_flux_kontext.models.vae import (
     VAEConfig,
     pack,
     to_float32,
+    to_picture,
 )
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import pack_latents
@@ -92,7 +93,7 @@ def test_decoder(mesh_device, check_accuracy, size):
     latents = bf16(torch.randn(1, 16, HEIGHT, WIDTH))
     decoder = Decoder(config_of(model), weights(model, mesh_device))
     tokens = upload(pack_latents(latents)[None], mesh_device, ttnn.float32)
-    out = decoder(tokens, 8 * HEIGHT, 8 * WIDTH)[None]
+    out = to_picture(decoder(tokens, 8 * HEIGHT, 8 * WIDTH))[None]
 
     def reference(model, dtype):
         return model.decode(latents.to(dtype) / model.config.scaling_factor + model.config.shift_factor).sample
@@ -111,7 +112,7 @@ def test_maps_of_any_size(mesh_device, check_accuracy, height, width):
     expected = [m.encode(picture.to(m.dtype)).latent_dist.parameters for m in (model, in_16)]
     check_accuracy(f"VAE encoder, {height} x {width} latents", moments, *expected)
     latents = bf16(torch.randn(1, 16, height, width))
-    out = Decoder(config, parts).decode(feature_map(latents, mesh_device))[None]
+    out = to_picture(Decoder(config, parts).decode(feature_map(latents, mesh_device)))[None]
     expected = [m.decode(latents.to(m.dtype)).sample for m in (model, in_16)]
     check_accuracy(f"VAE decoder, {height} x {width} latents", out, *expected)
 

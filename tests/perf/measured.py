@@ -5,6 +5,7 @@ device has to wait for it. They are not a profiler's figures.
 """
 
 import json
+import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
@@ -26,20 +27,27 @@ def edit_seconds(editor: Editor, edit: Edit) -> dict[str, float]:
     """
     _phases(editor, edit, decode=True)
     times = defaultdict(list)
-    for phase in _phases(editor, edit, decode=True):
-        times[phase.name].append(phase.seconds)
+    for name, seconds in _phases(editor, edit, decode=True):
+        times[name].append(seconds)
     stages = {name: sum(seconds) / len(seconds) for name, seconds in times.items()}
     return stages | {EDIT: sum(map(sum, times.values()))}
 
 
 def step_seconds(editor: Editor, edit: Edit) -> dict[str, float]:
     """Seconds of a denoising step, the median of all but the first one."""
-    steps = [phase.seconds for phase in _phases(editor, edit, decode=False) if phase.name == STEP]
+    steps = [seconds for name, seconds in _phases(editor, edit, decode=False) if name == STEP]
     return {DEVICE_STEP: median(steps[1:])}
 
 
-def _phases(editor: Editor, edit: Edit, decode: bool) -> list[Phase]:
-    return [event for event in editor.run(edit, decode) if isinstance(event, Phase)]
+def _phases(editor: Editor, edit: Edit, decode: bool) -> list[tuple[str, float]]:
+    """Names and seconds."""
+    phases, start = [], time.perf_counter()
+    for event in editor.run(edit, decode):
+        ttnn.synchronize_device(editor.device)
+        begun, start = start, time.perf_counter()
+        if isinstance(event, Phase):
+            phases.append((event.name, start - begun))
+    return phases
 
 
 def system_name() -> str:

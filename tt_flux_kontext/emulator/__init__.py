@@ -6,7 +6,7 @@ TT-NN would read freed memory or go wrong silently, the emulator refuses.
 """
 
 from . import cluster, experimental, transformer
-from .collectives import all_gather, all_reduce, mesh_partition, reduce_scatter
+from .collectives import all_gather, all_reduce, get_usable_topology, mesh_partition, reduce_scatter
 from .convolution import conv2d
 from .device import (
     MeshDevice,

@@ -48,6 +48,16 @@ def all_gather(
     return exchanged(x, axis, gather, memory_config)
 
 
+def get_usable_topology(tensor: Tensor, topology: Topology | None = None, cluster_axis: int | None = None) -> Topology:
+    """What ``topology``, by default the fabric's, comes to along an axis of the tensor's mesh: a line where no cable
+    joins its ends."""
+    device = tensor.device()
+    if topology is None:
+        topology = Topology.Ring if device.fabric is FabricConfig.FABRIC_1D_RING else Topology.Linear
+    closes = device.rings[_axis("get_usable_topology", device.shape, cluster_axis)]
+    return topology if closes else Topology.Linear
+
+
 def mesh_partition(
     input_tensor: Tensor, dim: int, cluster_axis: int | None = None, *, memory_config: MemoryConfig | None = None
 ) -> Tensor:
@@ -161,10 +171,10 @@ def checked_axis(op: str, x: Tensor, cluster_axis: int | None) -> int:
 
 def _sum_method(op, x: Tensor, axis: int, topology: Topology | None) -> Callable:
     """The function of the chips' slices and the place on the axis of the chip that gets their sum."""
-    device = x.device()
-    on_ring = device.fabric is FabricConfig.FABRIC_1D_RING
-    check(topology is not Topology.Ring or on_ring, op, f"{topology} needs FABRIC_1D_RING, got {device.fabric}")
-    if not device.rings[axis] or (topology or (Topology.Ring if on_ring else Topology.Linear)) is Topology.Linear:
+    fabric = x.device().fabric
+    on_ring = fabric is FabricConfig.FABRIC_1D_RING
+    check(topology is not Topology.Ring or on_ring, op, f"{topology} needs FABRIC_1D_RING, got {fabric}")
+    if get_usable_topology(x, topology, axis) is Topology.Linear:
         return functools.partial(_line_sum, x.dtype)
     if math.prod(x.padded_shape) // TILE_SIZE**2 * x.dtype.tile_bytes <= DIRECT_BYTES:
         return functools.partial(_direct_sum, x.dtype)

@@ -114,7 +114,7 @@ class Attention:
             program_config=self.part,
             compute_kernel_config=self.compute_config,
             ccl_core_grid_offset=ttnn.CoreCoord(0, grid.y),
-            **self.parallel.ring(),
+            **self.parallel.ring(x[0]),
         )
         return image, context
 

@@ -214,20 +214,24 @@ class Decoder:
             Conv2d(decoder, "conv_out", channels, config.out_channels),
         ]
 
-    def decode(self, latents: FeatureMap) -> torch.Tensor:
-        """latents: bfloat16, as the encoder's mean. Returns float32 [channels, height, width], about -1 to 1."""
+    def decode(self, latents: FeatureMap) -> FeatureMap:
+        """latents: bfloat16, as the encoder's mean. Returns a picture for `to_picture`."""
         x = latents
         for block in self.blocks:
             x = block(x)
-        values = download(ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)).float()
-        return values.reshape(x.height, x.width, self.config.out_channels).permute(2, 0, 1)
+        return x._replace(values=ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT))
 
-    def __call__(self, latents: "ttnn.Tensor", height: int, width: int) -> torch.Tensor:
+    def __call__(self, latents: "ttnn.Tensor", height: int, width: int) -> FeatureMap:
         """latents: float32 [1, 1, tokens, 4 C] from the transformer, of a picture of height x width pixels."""
         scale = self.config.scale_factor
         x = unpack(latents, height // scale, width // scale)
         values = ttnn.add(ttnn.multiply(x.values, 1 / self.config.scaling_factor), self.config.shift_factor or 0.0)
         return self.decode(x._replace(values=ttnn.typecast(values, ttnn.bfloat16)))
+
+
+def to_picture(x: FeatureMap) -> torch.Tensor:
+    """What the decoder made, once the device has: float32 [channels, height, width], about -1 to 1."""
+    return download(x.values)[0, 0].float().unflatten(0, (x.height, x.width)).permute(2, 0, 1)
 
 
 def pack(x: FeatureMap, channels: int) -> "ttnn.Tensor":

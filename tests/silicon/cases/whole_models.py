@@ -78,11 +78,11 @@ def vae_encoder(bench: Bench, picture):
 @cases(AT_MOST, vae_decoder={})
 def vae_decoder(bench: Bench, latents):
     """The picture of latents [C, height, width]."""
-    from tt_flux_kontext.models.vae import FeatureMap
+    from tt_flux_kontext.models.vae import FeatureMap, to_picture
 
     values = bench.put(latents.flatten(1).T[None, None])
     picture = models(bench)["vae decoder"].decode(FeatureMap(values, *latents.shape[1:]))
-    yield picture, torch_pipeline().vae.decode(latents[None]).sample[0]
+    yield to_picture(picture), torch_pipeline().vae.decode(latents[None]).sample[0]
 
 
 @cases(LIKE, edit_of_2_steps={})
