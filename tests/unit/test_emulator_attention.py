@@ -14,7 +14,9 @@ from tt_flux_kontext.emulator.formats import aligned_sum, keep_significant_bits
 
 @pytest.fixture(scope="module")
 def device():
-    return ttnn.open_mesh_device(ttnn.MeshShape(1, 1))
+    device = ttnn.open_mesh_device(ttnn.MeshShape(1, 1))
+    yield device
+    ttnn.close_mesh_device(device)
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ def test_systems(restore_system, system, mesh, arch, grid, banks, bank_bytes):
     assert device.arch() is arch and tuple(device.compute_with_storage_grid_size()) == grid
     assert (view.num_banks, view.total_bytes_per_bank) == (banks, bank_bytes)
     assert device.get_num_devices() == ttnn.get_num_devices() == math.prod(mesh) and tuple(device.shape) == mesh
+    ttnn.close_mesh_device(device)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ def test_submeshes_share_chips(mesh):
 def test_other_shapes_of_a_mesh(mesh, shape):
     device = ttnn.open_mesh_device(ttnn.MeshShape(shape))
     assert device.shape == shape and device.get_num_devices() == shape[0] * shape[1]
+    ttnn.close_mesh_device(device)
 
 
 def test_meshes_that_do_not_fit_each_other(mesh):

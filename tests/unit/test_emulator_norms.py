@@ -16,7 +16,9 @@ HIFI4, HIFI3, HIFI2, LOFI = (ttnn.MathFidelity[name] for name in ("HiFi4", "HiFi
 
 @pytest.fixture(scope="module")
 def device():
-    return ttnn.open_mesh_device(ttnn.MeshShape(1, 1))
+    device = ttnn.open_mesh_device(ttnn.MeshShape(1, 1))
+    yield device
+    ttnn.close_mesh_device(device)
 
 
 @pytest.fixture(scope="module")

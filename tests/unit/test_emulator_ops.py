@@ -22,7 +22,9 @@ PRODUCT_ERROR = 6e-4
 
 @pytest.fixture(scope="module")
 def device():
-    return ttnn.open_mesh_device(ttnn.MeshShape(1, 1), l1_small_size=32768)
+    device = ttnn.open_mesh_device(ttnn.MeshShape(1, 1), l1_small_size=32768)
+    yield device
+    ttnn.close_mesh_device(device)
 
 
 @pytest.fixture(scope="module")

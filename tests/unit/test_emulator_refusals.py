@@ -51,15 +51,22 @@ def test_no_such_signature_on_meshes(new_on_two_chips, case):
         mesh_refusals.SIGNATURES[case](new_on_two_chips)
 
 
-def test_embedding_ids_beyond_the_weight():
-    device = emulator.open_mesh_device()
+@pytest.fixture
+def without_l1_small():
+    device = emulator.open_mesh_device(l1_small_size=0)
+    yield device
+    emulator.close_mesh_device(device)
+
+
+def test_embedding_ids_beyond_the_weight(without_l1_small):
+    device = without_l1_small
     ids = emulator.from_torch(torch.tensor([[40]]), dtype=emulator.uint32, device=device)
     with pytest.raises(RuntimeError, match="beyond the 40 rows"):
         emulator.embedding(ids, emulator.empty((40, 64), layout=emulator.TILE_LAYOUT, device=device))
 
 
-def test_convolution_needs_l1_small():
-    device = emulator.open_mesh_device(l1_small_size=0)
+def test_convolution_needs_l1_small(without_l1_small):
+    device = without_l1_small
     x = emulator.empty((1, 1, 256, 64), layout=emulator.TILE_LAYOUT, device=device)
     weight = emulator.from_torch(torch.ones(64, 64, 3, 3), dtype=emulator.bfloat16)
     with pytest.raises(RuntimeError, match="l1_small_size"):
