@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxKontextPipeline as Theirs
-from loguru import logger
 from PIL import Image
 
 from tt_flux_kontext import FluxKontextPipeline
@@ -175,15 +174,6 @@ def test_arguments_stand_as_in_diffusers():
     assert [one.name for one in ours[len(theirs) :]] == ["background", "diffusers_sizes"]
     for one, other in zip(ours, theirs, strict=False):
         assert one.default == (tuple(other.default) if isinstance(other.default, list) else other.default)
-
-
-@pytest.fixture
-def warned():
-    """Lines of the log from warnings on."""
-    lines = []
-    sink = logger.add(lambda message: lines.append(str(message).strip()), level="WARNING", format="{message}")
-    yield lines
-    logger.remove(sink)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from loguru import logger
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel
@@ -50,15 +49,6 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv(VARIABLE, str(folder))
     return folder
-
-
-@pytest.fixture
-def warnings():
-    """The lines that loguru gets meanwhile."""
-    lines = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    yield lines
-    logger.remove(sink)
 
 
 class Calls:
@@ -112,7 +102,7 @@ def edit(checkpoint, device):
 
 
 def test_a_second_start_converts_nothing_and_edits_the_same(
-    tiny_checkpoint, mesh_device, cache, monkeypatch, warnings, tmp_path
+    tiny_checkpoint, mesh_device, cache, monkeypatch, warned, tmp_path
 ):
     first = edit(tiny_checkpoint, mesh_device)
     assert entries(cache) == sorted(name.replace(" ", "-") for name in MODELS)
@@ -127,7 +117,7 @@ def test_a_second_start_converts_nothing_and_edits_the_same(
         uncached = edit(tiny_checkpoint, mesh_device)
     assert not {"dump_tensor", "load_tensor"} & set(calls)
     assert torch.equal(first, second) and torch.equal(first, uncached)
-    assert warnings == []
+    assert warned == []
 
 
 def test_what_differs_in_anything_has_an_entry_of_its_own(tiny_checkpoint, mesh_device, cache, tmp_path, monkeypatch):
@@ -260,17 +250,17 @@ def contents(entry) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_entry_is_rebuilt(tiny_checkpoint, mesh_device, cache, warnings, damage):
+def test_a_damaged_entry_is_rebuilt(tiny_checkpoint, mesh_device, cache, warned, damage):
     good = load(tiny_checkpoint, mesh_device)
     (entry,) = cache.glob("clip-*")
     whole = contents(entry)
     why = damage(entry)
     rebuilt = load(tiny_checkpoint, mesh_device)
     assert same(rebuilt[-len(good) :], good)  # before them come those of the try that failed
-    (line,) = warnings
+    (line,) = warned
     assert re.fullmatch(f"{entry}, the cached weights of clip, is rebuilt: .*{why}.*", line)
     assert contents(entry) == whole and entries(cache) == ["clip"]
-    assert same(load(tiny_checkpoint, mesh_device), good) and warnings == [line]
+    assert same(load(tiny_checkpoint, mesh_device), good) and warned == [line]
 
 
 def test_a_half_built_model_gives_its_memory_back(tiny_checkpoint, mesh_device, cache, monkeypatch):
@@ -358,7 +348,7 @@ UNWRITABLE = [
 
 @pytest.mark.parametrize("trouble", UNWRITABLE)
 def test_a_folder_that_can_not_be_written_costs_only_the_caching(
-    tiny_checkpoint, mesh_device, cache, warnings, monkeypatch, trouble
+    tiny_checkpoint, mesh_device, cache, warned, monkeypatch, trouble
 ):
     """One line for all models of an edit, and nothing is left behind."""
     with monkeypatch.context() as context:
@@ -367,23 +357,23 @@ def test_a_folder_that_can_not_be_written_costs_only_the_caching(
     with monkeypatch.context() as context:
         reason = trouble(cache, context)
         assert same(load(tiny_checkpoint, mesh_device, *MODELS), uncached)
-    (line,) = warnings
+    (line,) = warned
     assert line.startswith("Weights can't be cached in ") and f"{reason})" in line
     assert cache.is_file() or entries(cache) == []
 
 
-def test_a_read_only_folder_is_read(tiny_checkpoint, mesh_device, cache, warnings, monkeypatch):
+def test_a_read_only_folder_is_read(tiny_checkpoint, mesh_device, cache, warned, monkeypatch):
     load(tiny_checkpoint, mesh_device, "transformer")
     read_only_again = cannot(errno.EROFS, Path.mkdir, cache)
     with monkeypatch.context() as context, Calls() as calls:
         context.setattr(Path, "mkdir", lambda path, *args, exist_ok=False, **kwargs: exist_ok or read_only_again(path))
         edit_models = Models(Checkpoint(tiny_checkpoint), mesh_device, BF16)
         edit_models["clip"]  # isn't there, and can't be kept
-        assert len(warnings) == 1
+        assert len(warned) == 1
         calls.clear()
         edit_models["transformer"]
         assert "load_tensor" in calls and "from_torch" not in calls
-    assert len(warnings) == 1 and entries(cache) == ["transformer"]
+    assert len(warned) == 1 and entries(cache) == ["transformer"]
 
 
 FILL = """
@@ -420,21 +410,21 @@ def fill(checkpoint, deadly="", gate="") -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_process_leaves_nothing_that_counts(tiny_checkpoint, mesh_device, cache, warnings):
+def test_a_killed_process_leaves_nothing_that_counts(tiny_checkpoint, mesh_device, cache, warned):
     process = fill(tiny_checkpoint, deadly="00005.tensorbin")
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     (left,) = cache.glob(".*.filling")
     assert len(list(left.iterdir())) == 6 and entries(cache) == [left.name]
     first = load(tiny_checkpoint, mesh_device)
-    assert same(load(tiny_checkpoint, mesh_device), first) and warnings == []
+    assert same(load(tiny_checkpoint, mesh_device), first) and warned == []
     assert left.exists()  # it might still be at work
     os.utime(left, (time.time() - STALE - 1,) * 2)
     load(tiny_checkpoint, mesh_device, "t5")
     assert entries(cache) == ["clip", "t5"]
 
 
-def test_two_processes_fill_at_once(tiny_checkpoint, mesh_device, cache, warnings, tmp_path):
+def test_two_processes_fill_at_once(tiny_checkpoint, mesh_device, cache, warned, tmp_path):
     gate = tmp_path / "gate"
     gate.mkdir()
     processes = [fill(tiny_checkpoint, gate=gate) for _ in range(2)]
@@ -444,7 +434,7 @@ def test_two_processes_fill_at_once(tiny_checkpoint, mesh_device, cache, warning
     assert entries(cache) == ["clip", "transformer"]
     with Calls() as calls:
         Models(Checkpoint(tiny_checkpoint), mesh_device, BF16)["transformer"]
-    assert "load_tensor" in calls and "from_torch" not in calls and warnings == []
+    assert "load_tensor" in calls and "from_torch" not in calls and warned == []
 
 
 def test_where_it_is(monkeypatch, tmp_path):
