@@ -482,8 +482,9 @@ def test_bars_show_only_when_it_takes_long(tiny_checkpoint, mesh_device, monkeyp
     assert re.search(r"clip weights: +\d+%.*B/s", capsys.readouterr().err)
 
 
-def test_real_ttnn_writes_and_reads_them(needs_ttnn, tiny_checkpoint, cache):
-    (calls,) = run("n150", "tests.mock.load_twice", {"checkpoint": str(tiny_checkpoint)})
+@pytest.mark.parametrize("system", ["n150", "n300"])
+def test_real_ttnn_writes_and_reads_them(needs_ttnn, tiny_checkpoint, cache, system):
+    (calls,) = run(system, "tests.mock.load_twice", {"checkpoint": str(tiny_checkpoint)})
     cold, warm = calls["cold"], calls["warm"]
     assert cold["dump_tensor"] == cold["from_torch"] == warm["load_tensor"] == warm["to_device"] > 20
     assert "from_torch" not in warm and calls["same"]
