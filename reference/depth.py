@@ -19,6 +19,7 @@ from tt_flux_kontext import open_device
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import Checkpoint, TensorFiles
 from tt_flux_kontext.models.transformer import Positions
+from tt_flux_kontext.models.vae import to_picture, to_tokens
 from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.residency import Models
@@ -123,11 +124,10 @@ def errors(
 def our_clip_and_vae(checkpoint: Checkpoint, device, precision: str, inputs: Inputs) -> States:
     """CLIP's pooled state, the packed latents of the picture, the picture of the first latents."""
     models = Models(checkpoint, device, PRECISIONS[precision])
-    first = upload(inputs.first_latents[None, None], device, ttnn.float32)
     return {
         "CLIP, pooled": _host(models["clip"](inputs.clip_ids)),
-        "VAE encoder": _host(models["vae encoder"](inputs.picture)),
-        "VAE decoder": models["vae decoder"](first, PICTURE, PICTURE).float(),
+        "VAE encoder": to_tokens(models["vae encoder"](inputs.picture)),
+        "VAE decoder": to_picture(models["vae decoder"](inputs.first_latents, PICTURE, PICTURE)),
     }
 
 

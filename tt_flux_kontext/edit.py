@@ -10,7 +10,7 @@ from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.models.modulation import ModulationTable
 from tt_flux_kontext.models.transformer import Positions
-from tt_flux_kontext.models.vae import to_picture
+from tt_flux_kontext.models.vae import to_picture, to_tokens
 from tt_flux_kontext.models.weights import download, upload
 from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import image_ids, pack_latents
@@ -222,20 +222,16 @@ class Editor:
 
     def _encode_image(self, image: torch.Tensor | None) -> Iterator[Phase]:
         """Returns packed reference latents [R, C], one per picture."""
-        if image is None:
-            references = []
-        elif image.shape[1] == self.models.vae_config.latent_channels:
-            references = pack_latents(image)
-        else:
-            references = map(self.models["vae encoder"], image)
-        references = list(references)
+        latents = image is None or image.shape[1] == self.models.vae_config.latent_channels
+        maps = [] if latents else [self.models["vae encoder"](picture) for picture in image]
         yield Phase("vae encoder")
-        return [latents.float() for latents in _on_host(references)]
+        if latents:
+            return [] if image is None else list(pack_latents(image).float())
+        return list(map(to_tokens, maps))
 
     def _decode(self, latents: torch.Tensor, size: tuple[int, int]) -> Iterator[Phase]:
         """Returns pictures [B, 3, H, W]."""
-        rows = (upload(row[None, None], self.device, ttnn.float32) for row in latents)
-        pictures = [self.models["vae decoder"](row, *size) for row in rows]
+        pictures = [self.models["vae decoder"](row, *size) for row in latents]
         yield Phase("vae decoder")
         return torch.stack(list(map(to_picture, pictures)))
 

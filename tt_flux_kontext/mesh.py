@@ -78,6 +78,10 @@ class Mesh:
             + ". Open another form of the mesh, or other submeshes, for another split."
         )
 
+    def tokens(self) -> "Parallel":
+        """Tokens over the longest axis, the same on all chips along the other one."""
+        return Parallel(self, self.shape.index(max(self.shape)))
+
     def features(self, divides: Callable[[int], bool]) -> "Parallel":
         """Features over the longest axis that they divide by, the same on all chips along the other one."""
         for axis in sorted((0, 1), key=lambda axis: -self.shape[axis]):
@@ -176,9 +180,21 @@ class Parallel:
         """What the chips along TP have, side by side, on each of them."""
         return x if self.tp == 1 else ttnn.all_gather(x, dim, cluster_axis=self.tp_axis)
 
-    def all_gather_rows(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
+    def all_gather_rows(self, x: "ttnn.Tensor", dim: int = 2) -> "ttnn.Tensor":
         """What the chips along SP have, [B, H, rows, D], one below the other, on each of them."""
-        return x if self.sp == 1 else ttnn.all_gather(x, 2, cluster_axis=self.sp_axis)
+        return x if self.sp == 1 else ttnn.all_gather(x, dim, cluster_axis=self.sp_axis)
+
+    def halo(self, x: "ttnn.Tensor", above: int, below: int) -> "ttnn.Tensor":
+        """Rows [1, H, W, C], row-major, with the last ones of the chip before along SP above and the next one's below.
+
+        On the first chip zeros are above, on the last one below.
+        """
+        # No persistent output buffer: with one the op leaves out the barrier that keeps a neighbour from writing too
+        # early (tt-metal pull request 55264).
+        neighbour, barrier = self.mesh.semaphores(self.sp_axis)
+        return ttnn.experimental.neighbor_pad_async(
+            x, [1], [above], [below], "zeros", [self.sp_axis], [neighbour], [barrier], topology=ttnn.Topology.Linear
+        )
 
     def partition(self, x: "ttnn.Tensor", dim: int) -> "ttnn.Tensor":
         """Of a tensor that the chips along TP have whole, each its share."""

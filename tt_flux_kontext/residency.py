@@ -236,10 +236,10 @@ def _splits(mesh: Mesh, configs: dict, split: tuple[int, int] | None) -> dict[st
     return {
         "clip": mesh.features(partial(CLIPTextEncoder.divides, configs["text_encoder"])),
         "t5": mesh.features(partial(T5Encoder.divides, configs["text_encoder_2"])),
-        "vae encoder": Parallel(mesh),
+        "vae encoder": mesh.tokens(),
         "modulation": mesh.features(partial(Modulation.divides, configs["transformer"])),
         "transformer": transformer,
-        "vae decoder": Parallel(mesh),
+        "vae decoder": mesh.tokens(),
     }
 
 

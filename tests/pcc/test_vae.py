@@ -5,18 +5,19 @@ import torch
 
 from reference.torch_models import bf16, in_bf16, models, weights
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.mesh import Mesh
+from tt_flux_kontext.models.feature_map import FeatureMap, to_float32
+from tt_flux_kontext.models.rows import Rows
 from tt_flux_kontext.models.vae import (
     AttentionBlock,
     Decoder,
     Encoder,
-    FeatureMap,
     ResnetBlock,
     VAEConfig,
     pack,
-    to_float32,
     to_picture,
+    to_tokens,
 )
-from tt_flux_kontext.models.weights import upload
 from tt_flux_kontext.resolution import pack_latents
 
 SIZES = ["tiny", "real"]
@@ -29,15 +30,15 @@ def config_of(model) -> VAEConfig:
     return VAEConfig.from_dict(dict(model.config))
 
 
-def feature_map(x: torch.Tensor, device) -> FeatureMap:
-    """[1, C, H, W] to the device."""
-    _, channels, height, width = x.shape
-    values = x.permute(0, 2, 3, 1).reshape(1, 1, height * width, channels)
-    return FeatureMap(upload(values, device, ttnn.bfloat16), height, width)
+def feature_map(x: torch.Tensor, device, unit: int = 1) -> FeatureMap:
+    """[1, C, H, W] to the device, its rows over the longest axis of chips, so many multiples of `unit`."""
+    height, width = x.shape[2:]
+    rows = Rows.of(Mesh(device).tokens(), height, width, unit)
+    return FeatureMap(rows.place(x[0].permute(1, 2, 0), ttnn.bfloat16), rows.here, width, rows)
 
 
 def host(x: FeatureMap) -> torch.Tensor:
-    return ttnn.to_torch(x.values).float().reshape(1, x.height, x.width, -1).permute(0, 3, 1, 2)
+    return x.rows.fetch(x.values).permute(2, 0, 1)[None]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -82,7 +83,7 @@ def test_encoder(mesh_device, check_accuracy, size):
         mode = model.encode(picture.to(dtype)).latent_dist.mode()
         return pack_latents((mode - model.config.shift_factor) * model.config.scaling_factor)
 
-    out = ttnn.to_torch(encoder(picture[0])).float()[0]
+    out = to_tokens(encoder(picture[0]))[None]
     reference32, reference16 = packed(model, torch.float32), packed(in_bf16(model), torch.bfloat16)
     check_accuracy(f"VAE encoder, packed mode, {size}", out, reference32, reference16)
 
@@ -92,8 +93,7 @@ def test_decoder(mesh_device, check_accuracy, size):
     model = models(size)["vae"]
     latents = bf16(torch.randn(1, 16, HEIGHT, WIDTH))
     decoder = Decoder(config_of(model), weights(model, mesh_device))
-    tokens = upload(pack_latents(latents)[None], mesh_device, ttnn.float32)
-    out = to_picture(decoder(tokens, 8 * HEIGHT, 8 * WIDTH))[None]
+    out = to_picture(decoder(pack_latents(latents)[0], 8 * HEIGHT, 8 * WIDTH))[None]
 
     def reference(model, dtype):
         return model.decode(latents.to(dtype) / model.config.scaling_factor + model.config.shift_factor).sample

@@ -34,6 +34,7 @@ from .group_normalization import (
 )
 from .matmul import linear, matmul
 from .mesh import get_device_tensors
+from .moments import mean, var
 from .movement import concat, embedding, fill_implicit_tile_padding, pad, permute, reshape, slice, upsample
 from .normalization import layer_norm, rms_norm, softmax
 from .semaphores import create_global_semaphore

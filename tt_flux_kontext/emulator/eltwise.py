@@ -33,6 +33,7 @@ ACTIVATIONS = {
     UnaryOpType.SIGMOID: torch.sigmoid_,
     UnaryOpType.TANH: torch.tanh_,
     UnaryOpType.RELU: torch.relu_,
+    UnaryOpType.RSQRT: torch.rsqrt_,
 }
 """fp32 in, fp32 out; the input may be overwritten."""
 TO_BF16 = ACTIVATIONS | {UnaryOpType.SILU: vector_unit.silu_to_bf16, UnaryOpType.SIGMOID: vector_unit.sigmoid_to_bf16}

@@ -197,6 +197,7 @@ class UnaryOpType(Enum):
     SIGMOID = auto()
     TANH = auto()
     RELU = auto()
+    RSQRT = auto()
 
 
 class UnaryWithParam:

@@ -1,6 +1,8 @@
 """The variational autoencoder (diffusers' AutoencoderKL): pictures to latents and back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import get_type_hints
 
 import torch
@@ -8,9 +10,11 @@ import torch
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.checkpoint.files import check_fields
-from tt_flux_kontext.models.feature_map import Conv2d, FeatureMap, GroupNorm, add, silu, to_bfloat16, to_float32
+from tt_flux_kontext.models.feature_map import Conv2d, FeatureMap, add, clear, silu, to_bfloat16, to_float32
+from tt_flux_kontext.models.group_norm import group_norm
 from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads
-from tt_flux_kontext.models.weights import Weights, download, upload
+from tt_flux_kontext.models.rows import Rows
+from tt_flux_kontext.models.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,9 @@ class ResnetBlock:
     """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1x1 convolution where channels change (ResnetBlock2D)."""
 
     def __init__(self, config: VAEConfig, weights: Weights, in_channels: int, out_channels: int):
-        self.norm1 = GroupNorm(config, weights, "norm1", in_channels)
+        self.norm1 = group_norm(config, weights, "norm1", in_channels)
         self.conv1 = Conv2d(weights, "conv1", in_channels, out_channels)
-        self.norm2 = GroupNorm(config, weights, "norm2", out_channels)
+        self.norm2 = group_norm(config, weights, "norm2", out_channels)
         self.conv2 = Conv2d(weights, "conv2", out_channels, out_channels)
         self.shortcut = None
         if in_channels != out_channels:
@@ -87,7 +91,7 @@ class AttentionBlock:
     """Self-attention of all positions, one head as wide as the channels, added to its input (diffusers' Attention)."""
 
     def __init__(self, config: VAEConfig, weights: Weights, channels: int):
-        self.norm = GroupNorm(config, weights, "group_norm", channels)
+        self.norm = group_norm(config, weights, "group_norm", channels)
         self.qkv = Linear(weights, "to_q", "to_k", "to_v", in_features=channels, out_features=channels)
         self.out = Linear(weights, "to_out.0", in_features=channels, out_features=channels)
         self.attention_config = weights.attention_config(channels)
@@ -100,8 +104,8 @@ class AttentionBlock:
         query, key, value = split_heads(self.qkv(normed), heads=1)
         attention = ttnn.transformer.scaled_dot_product_attention(
             query,
-            key,
-            value,
+            x.rows.gather(key),
+            x.rows.gather(value),
             is_causal=False,
             program_config=self.attention_config,
             compute_kernel_config=self.compute_config,
@@ -134,7 +138,8 @@ class Upsample:
         height, width = 2 * x.height, 2 * x.width
         values = ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT)
         values = ttnn.upsample(ttnn.reshape(values, (1, x.height, x.width, self.channels)), 2)
-        return FeatureMap(ttnn.reshape(values, (1, 1, height * width, self.channels)), height, width)
+        values = ttnn.reshape(values, (1, 1, height * width, self.channels))
+        return FeatureMap(values, height, width, x.rows.resized(height))
 
 
 def _mid_block(config: VAEConfig, weights: Weights, channels: int) -> list:
@@ -150,9 +155,11 @@ class Encoder:
 
     def __init__(self, config: VAEConfig, weights: Weights):
         self.config = config
-        self.device = weights.device
+        self.rows = _rows(weights, 2 * config.scale_factor)
         encoder, widths = weights.at("encoder"), config.block_out_channels
-        self.blocks = [Conv2d(encoder, "conv_in", config.in_channels, widths[0]), to_float32]
+        # Rows above and below come with the picture: three channels would be small change for a halo.
+        conv_in = Conv2d(encoder, "conv_in", config.in_channels, widths[0], padding=(0, 0, 1, 1))
+        self.blocks = [conv_in, to_float32]
         channels = widths[0]
         for level, width in enumerate(widths):
             block = encoder.at(f"down_blocks.{level}")
@@ -164,7 +171,7 @@ class Encoder:
         self.blocks += _mid_block(config, encoder.at("mid_block"), channels)
         moments = 2 * config.latent_channels
         self.blocks += [
-            GroupNorm(config, encoder, "conv_norm_out", channels),
+            group_norm(config, encoder, "conv_norm_out", channels),
             silu,
             Conv2d(encoder, "conv_out", channels, moments),
         ]
@@ -173,20 +180,24 @@ class Encoder:
 
     def moments(self, image: torch.Tensor) -> FeatureMap:
         """image: float [channels, height, width], -1 to 1. Returns mean and log variance side by side."""
-        channels, height, width = image.shape
-        values = image.permute(1, 2, 0).reshape(1, 1, height * width, channels)
-        x = FeatureMap(upload(values, self.device, ttnn.bfloat16, tiled=False), height, width)
+        rows = self.rows(*image.shape[1:])
+        values = rows.place(image.permute(1, 2, 0), ttnn.bfloat16, tiled=False, around=1)
+        x = FeatureMap(values, rows.here + 2, rows.width, rows)
         for block in self.blocks:
             x = block(x)
         return x
 
-    def __call__(self, image: torch.Tensor) -> "ttnn.Tensor":
-        """The mode of the posterior, shifted and scaled for the transformer, packed: bfloat16 [1, 1, tokens, 4 C]."""
+    def __call__(self, image: torch.Tensor) -> FeatureMap:
+        """The mode of the posterior, shifted and scaled for the transformer, packed: a map of tokens, of 4 C channels.
+
+        `to_tokens` brings it to the host.
+        """
         channels = self.config.latent_channels
         x = self.moments(image)
         mean = ttnn.slice(x.values, [0, 0, 0, 0], [1, 1, x.height * x.width, channels])
         latents = ttnn.multiply(ttnn.subtract(mean, self.config.shift_factor or 0.0), self.config.scaling_factor)
-        return pack(x._replace(values=latents), channels)
+        height, width = x.height // 2, x.width // 2
+        return FeatureMap(pack(x._replace(values=latents), channels), height, width, x.rows.resized(height))
 
 
 class Decoder:
@@ -194,11 +205,13 @@ class Decoder:
 
     def __init__(self, config: VAEConfig, weights: Weights):
         self.config = config
+        self.rows = _rows(weights, 2)
         decoder, widths = weights.at("decoder"), config.block_out_channels[::-1]
         channels, latents = widths[0], config.latent_channels
         self.blocks = []
         if config.use_post_quant_conv:
-            self.blocks.append(Conv2d(weights, "post_quant_conv", latents, latents, kernel=1, padding=(0, 0, 0, 0)))
+            conv = Conv2d(weights, "post_quant_conv", latents, latents, kernel=1, padding=(0, 0, 0, 0))
+            self.blocks += [conv, clear]
         self.blocks += [Conv2d(decoder, "conv_in", latents, channels), to_float32]
         self.blocks += _mid_block(config, decoder.at("mid_block"), channels)
         for level, width in enumerate(widths):
@@ -209,7 +222,7 @@ class Decoder:
             if level < len(widths) - 1:
                 self.blocks.append(Upsample(block, width))
         self.blocks += [
-            GroupNorm(config, decoder, "conv_norm_out", channels),
+            group_norm(config, decoder, "conv_norm_out", channels),
             silu,
             Conv2d(decoder, "conv_out", channels, config.out_channels),
         ]
@@ -221,17 +234,32 @@ class Decoder:
             x = block(x)
         return x._replace(values=ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT))
 
-    def __call__(self, latents: "ttnn.Tensor", height: int, width: int) -> FeatureMap:
-        """latents: float32 [1, 1, tokens, 4 C] from the transformer, of a picture of height x width pixels."""
+    def __call__(self, latents: torch.Tensor, height: int, width: int) -> FeatureMap:
+        """latents: float32 [tokens, 4 C] from the transformer, of a picture of height x width pixels.
+
+        `to_picture` brings it to the host.
+        """
         scale = self.config.scale_factor
-        x = unpack(latents, height // scale, width // scale)
+        rows = self.rows(height // scale, width // scale)
+        tokens = latents.view(rows.height // 2, rows.width // 2, -1)
+        x = unpack(rows.resized(rows.here // 2).place(tokens, ttnn.float32), rows.here, rows.width)
         values = ttnn.add(ttnn.multiply(x.values, 1 / self.config.scaling_factor), self.config.shift_factor or 0.0)
-        return self.decode(x._replace(values=ttnn.typecast(values, ttnn.bfloat16)))
+        return self.decode(to_bfloat16(x._replace(values=values, rows=rows)))
+
+
+def _rows(weights: Weights, unit: int) -> Callable[[int, int], Rows]:
+    """Of maps by (height, width), each chip's a multiple of `unit`. What they keep they keep for the last size."""
+    return lru_cache(maxsize=1)(partial(Rows.of, weights.parallel, unit=unit))
+
+
+def to_tokens(x: FeatureMap) -> torch.Tensor:
+    """What the encoder made, once the device has: float32 [tokens, 4 C]."""
+    return x.rows.fetch(x.values).flatten(0, 1)
 
 
 def to_picture(x: FeatureMap) -> torch.Tensor:
     """What the decoder made, once the device has: float32 [channels, height, width], about -1 to 1."""
-    return download(x.values)[0, 0].float().unflatten(0, (x.height, x.width)).permute(2, 0, 1)
+    return x.rows.fetch(x.values).permute(2, 0, 1)
 
 
 def pack(x: FeatureMap, channels: int) -> "ttnn.Tensor":

@@ -126,7 +126,15 @@ class Weights:
             split={"columns": 1, "rows": 0}.get(split),
         )
 
-    def row(self, names: Sequence[str], size: int, *, zeros: int = 0, split: str | None = None):
+    def row(
+        self,
+        names: Sequence[str],
+        size: int,
+        *,
+        zeros: int = 0,
+        split: str | None = None,
+        dtype: str = "bfloat16",
+    ):
         """Vectors [size], such as the biases of those layers, as one row [1, sum of sizes] in a row of tiles.
 
         `split`: "columns" as in `matrix`; "rows" gives it to the first chip along TP, and zeros to the others.
@@ -140,7 +148,7 @@ class Weights:
             names,
             (size,),
             build,
-            "bfloat16",
+            dtype,
             placed=((size + zeros) // columns,),
             split={"columns": 1, "rows": 0}.get(split),
         )

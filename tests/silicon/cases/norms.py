@@ -9,9 +9,10 @@ from tests.silicon.case import Bench, cases, host
 from tests.silicon.rules import HALF, NEAR
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.mesh import Mesh, Parallel
+from tt_flux_kontext.models.feature_map import FeatureMap, to_bfloat16, to_float32
+from tt_flux_kontext.models.group_norm import GroupNorm
 from tt_flux_kontext.models.layers import HeadNorm, LayerNorm, RMSNorm, padded_heads
 from tt_flux_kontext.models.rope import Rope, rope_tables
-from tt_flux_kontext.models.vae import FeatureMap, GroupNorm, to_bfloat16, to_float32
 from tt_flux_kontext.precision import EXACT
 
 EPS = 1e-6

@@ -78,11 +78,15 @@ def vae_encoder(bench: Bench, picture):
 @cases(AT_MOST, vae_decoder={})
 def vae_decoder(bench: Bench, latents):
     """The picture of latents [C, height, width]."""
-    from tt_flux_kontext.models.vae import FeatureMap, to_picture
+    from tt_flux_kontext.backend import ttnn
+    from tt_flux_kontext.models.feature_map import FeatureMap
+    from tt_flux_kontext.models.vae import to_picture
 
-    values = bench.put(latents.flatten(1).T[None, None])
-    picture = models(bench)["vae decoder"].decode(FeatureMap(values, *latents.shape[1:]))
-    yield to_picture(picture), torch_pipeline().vae.decode(latents[None]).sample[0]
+    decoder = models(bench)["vae decoder"]
+    rows = decoder.rows(*latents.shape[1:])
+    values = rows.place(latents.permute(1, 2, 0), ttnn.bfloat16)
+    picture = to_picture(decoder.decode(FeatureMap(values, rows.here, rows.width, rows)))
+    yield picture, torch_pipeline().vae.decode(latents[None]).sample[0]
 
 
 @cases(LIKE, edit_of_2_steps={})
