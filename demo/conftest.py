@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from demo.results import can_be_saved
-from tt_flux_kontext.backend import choose
+from tt_flux_kontext.device import choose_device
 from tt_flux_kontext.pictures import to_rgb
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -29,6 +29,7 @@ class Options:
     guidance: float
     seeds: tuple[int, ...]
     size: tuple[int, int] | None  # (height, width)
+    split: tuple[int, int] | None  # chips over which the transformer's tokens and features are split
 
     @property
     def model(self) -> str:
@@ -51,6 +52,8 @@ class Options:
             "Device": self.device,
             "Software": "tt_flux_kontext",
         }
+        if self.split:
+            fields["Split"] = "{}x{}".format(*self.split)
         return f"{self.prompt}\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
 
 
@@ -60,7 +63,8 @@ def pytest_addoption(parser):
     group.addoption("--image", default=str(PICTURES / "circle.png"), help="picture to edit (default: a bundled one)")
     group.addoption("--out", default="out/edited.png", help="where the result goes (default: %(default)s)")
     group.addoption("--weights", help="checkpoint folder or hub id (default: the tiny one in demo/tiny_kontext)")
-    group.addoption("--device", help="emulated or silicon (default: a card where there is one, else emulated)")
+    group.addoption("--device", help="silicon, emulated, emulated:t3k, ... (default: a card where there is one)")
+    group.addoption("--split", help="chips for tokens and for features, as 4,2 (default: the longer axis for tokens)")
     group.addoption("--steps", type=int, default=28, help="denoising steps (default: %(default)s)")
     group.addoption("--guidance", type=float, default=2.5, help="guidance scale (default: %(default)s)")
     group.addoption(
@@ -72,7 +76,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     try:
-        device = choose(config.option.device and config.option.device.partition(":")[0])
+        device, _ = choose_device(config.option.device)
         config.stash[_OPTIONS] = _options(config.option, config.option.device or device)
     except (ValueError, RuntimeError) as error:
         raise pytest.UsageError(str(error)) from error
@@ -102,7 +106,16 @@ def _options(given, device: str) -> Options:
         guidance=given.guidance,
         seeds=seeds,
         size=(given.height, given.width) if given.width else None,
+        split=_split(given.split) if given.split else None,
     )
+
+
+def _split(text: str) -> tuple[int, int]:
+    try:
+        tokens, features = map(int, text.split(","))
+    except ValueError:
+        raise ValueError(f"--split {text}: two numbers of chips, for tokens and for features, as 4,2.") from None
+    return tokens, features
 
 
 def _writable(out: Path) -> Path:

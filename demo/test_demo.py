@@ -44,7 +44,7 @@ def test_edit(mesh_device, options, report, capfd):
 
     edited, timings = {}, Counter()
     try:
-        pipe = FluxKontextPipeline.from_pretrained(weights, device=mesh_device)
+        pipe = FluxKontextPipeline.from_pretrained(weights, device=mesh_device, split=options.split)
         with capfd.disabled():  # the bar is to be seen
             for seed in options.seeds:
                 print()
@@ -64,7 +64,8 @@ def test_edit(mesh_device, options, report, capfd):
     sheet = options.out.with_name(f"{options.out.stem}_before_after.png")
     save(before_after(image, list(edited.values()), options.prompt), sheet)
     report.append(f"{'before and after:':<20} {sheet}")
-    where = f"on the {options.device} device ({mesh_device.arch().name})"
+    rows, columns = mesh_device.shape
+    where = f"on the {options.device} device ({mesh_device.arch().name}, {rows} x {columns})"
     report.append(f"{'made by:':<20} {options.model} in {pipe.precision.name}, {where}")
     report += [f"{name:<20}{seconds:>8.2f} s" for name, seconds in timings.items()]
     report.append(f"{'total':<20}{sum(timings.values()):>8.2f} s")

@@ -17,6 +17,18 @@ EMULATED_SYSTEMS = ("n150", "n300", "t3k", "galaxy", "p100", "p150", "p300", "p1
 TORCH_DEVICE = "TT_FLUX_KONTEXT_TORCH_DEVICE"  # environment variable: where torch computes for the emulated device
 
 
+def choose_device(name: str | None = None) -> tuple[str, str]:
+    """The backend of a device's name, for this process, and the system that it would emulate.
+
+    Raises what `open_device` raises for a name.
+    """
+    backend, _, emulated = (name or choose()).partition(":")
+    if emulated and (backend != "emulated" or emulated not in EMULATED_SYSTEMS):
+        known = ", ".join(f"emulated:{system}" for system in EMULATED_SYSTEMS)
+        raise ValueError(f"Unknown device '{name}': it is silicon, emulated, or one of {known}.")
+    return choose(backend), emulated or "n150"
+
+
 @contextmanager
 def open_device(name: str | None = None, mesh_shape: tuple[int, int] | None = None) -> Iterator["ttnn.MeshDevice"]:
     """Opens all chips: `silicon`, `emulated` or, to name what is emulated, `emulated:t3k` (n150 by default).
@@ -29,13 +41,10 @@ def open_device(name: str | None = None, mesh_shape: tuple[int, int] | None = No
     card is found, or where several chips can't be opened. Of a system that isn't known here it opens one chip, with a
     warning.
     """
-    backend, _, emulated = (name or choose()).partition(":")
-    if emulated and (backend != "emulated" or emulated not in EMULATED_SYSTEMS):
-        known = ", ".join(f"emulated:{system}" for system in EMULATED_SYSTEMS)
-        raise ValueError(f"Unknown device '{name}': it is silicon, emulated, or one of {known}.")
-    if choose(backend) == "emulated":
+    backend, emulated = choose_device(name)
+    if backend == "emulated":
         emulator = importlib.import_module("tt_flux_kontext.emulator")
-        emulator.configure(system=emulated or "n150", torch_device=os.environ.get(TORCH_DEVICE, "cpu"))
+        emulator.configure(system=emulated, torch_device=os.environ.get(TORCH_DEVICE, "cpu"))
     meshes = system().meshes
     shape = tuple(mesh_shape or meshes[0])
     if shape not in {*meshes, (1, 1)}:

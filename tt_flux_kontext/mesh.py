@@ -65,18 +65,19 @@ class Mesh:
     def chips(self) -> int:
         return math.prod(self.shape)
 
-    def split(self, sp: int, tp: int) -> "Parallel":
-        """Tokens over `sp` chips and features over `tp`, the lengths of both axes. Raises `ValueError` for others."""
-        for sp_axis in (0, 1):
-            if (self.shape[sp_axis], self.shape[1 - sp_axis]) == (sp, tp):
-                return Parallel(self, sp_axis, 1 - sp_axis)
-        rows, columns = self.shape
-        ways = sorted({(rows, columns), (columns, rows)}, reverse=True)
-        raise ValueError(
-            f"{rows} x {columns} chips can't be split into {sp} by tokens and {tp} by features: it is "
-            + " or ".join(f"{a} and {b}" for a, b in ways)
-            + ". Open another form of the mesh, or other submeshes, for another split."
-        )
+    def split(self, chips: Sequence[int]) -> "Parallel":
+        """`chips`: (SP, TP), by which tokens and features are split, the lengths of both axes.
+
+        Raises `ValueError` for others.
+        """
+        ways = {self.shape[::-1]: (1, 0), self.shape: (0, 1)}
+        if tuple(chips) not in ways:
+            known = " or ".join(map(str, sorted(ways, reverse=True)))
+            raise ValueError(
+                f"A mesh of {self.shape[0]} x {self.shape[1]} chips can't be split by {tuple(chips)} for tokens and "
+                f"features, only by {known}. Open another form of the mesh, or parts of it, for another split."
+            )
+        return Parallel(self, *ways[tuple(chips)])
 
     def tokens(self) -> "Parallel":
         """Tokens over the longest axis, the same on all chips along the other one."""

@@ -231,7 +231,7 @@ class Models:
 
 def _splits(mesh: Mesh, configs: dict, split: tuple[int, int] | None) -> dict[str, Parallel]:
     """By model, how it is split over the mesh."""
-    transformer = mesh.split(*(split or sorted(mesh.shape, reverse=True)))
+    transformer = mesh.split(split or sorted(mesh.shape, reverse=True))
     Transformer.check_split(configs["transformer"], transformer.tp)
     return {
         "clip": mesh.features(partial(CLIPTextEncoder.divides, configs["text_encoder"])),

@@ -72,5 +72,5 @@ class TestT3K:
         """Three heads a chip, heads that don't divide; padding at the end, and between text and image."""
         sp, tp = split
         label = f"transformer, {heads} x {head_dim}, {context} + {2 * rows * columns} tokens, {sp} by {tp}"
-        parallel = Mesh(mesh_device).split(sp, tp)
+        parallel = Mesh(mesh_device).split((sp, tp))
         test_transformer.compare(parallel, check_accuracy, label, heads, head_dim, rows, columns, context)

@@ -50,7 +50,7 @@ def test_edits_a_picture(tmp_path):
         assert prompt == "make the circle red" and f"Steps: 2, Sampler: Euler, Distilled CFG Scale: 2.5, Seed: {seed}, " in fields
         assert "Size: 144x96, Model: demo/tiny_kontext, Precision: bf16, Device: emulated, Software: tt_flux_kontext" in fields
     assert not np.array_equal(pictures[3], pictures[5])
-    assert "demo/tiny_kontext in bf16, on the emulated device (WORMHOLE_B0)" in result.stdout
+    assert "demo/tiny_kontext in bf16, on the emulated device (WORMHOLE_B0, 1 x 1)" in result.stdout
 
 
 def test_a_smaller_result_is_of_the_whole_picture(tmp_path):
@@ -65,6 +65,14 @@ def test_a_smaller_result_is_of_the_whole_picture(tmp_path):
     rows, columns = np.nonzero((pixels[..., 0] > 150) & (pixels[..., 1] < 110) & (pixels[..., 2] < 110))
     assert abs(rows.mean() - 69) < 3 and abs(columns.mean() - 69) < 3 and len(rows) > 500
     assert "Seed: 0, Size: 128x128" in parameters_of(out)
+
+
+def test_on_several_chips(tmp_path):
+    out = tmp_path / "edited.png"
+    result = demo("--device", "emulated:t3k", "--split", "2,4", "--out", str(out), "--steps", "2")
+    assert result.returncode == 0, result.stdout
+    assert "on the emulated:t3k device (WORMHOLE_B0, 2 x 4)" in result.stdout
+    assert parameters_of(out).endswith("Device: emulated:t3k, Software: tt_flux_kontext, Split: 2x4")
 
 
 def test_a_flat_picture_is_no_failure(tmp_path):
@@ -89,6 +97,9 @@ WRONG = [
     (["--image", "README.md"], "--image README.md: it can't be read as a picture"),
     (["--image", "HEIC"], "pip install pillow-heif"),
     (["--device", "gpu"], "Unknown device 'gpu': it is one of silicon, emulated."),
+    (["--device", "emulated:tk3"], "Unknown device 'emulated:tk3': it is silicon, emulated, or one of emulated:n150"),
+    (["--split", "4x2"], "--split 4x2: two numbers of chips, for tokens and for features, as 4,2."),
+    (["--split", "4,2"], "A mesh of 1 x 1 chips can't be split by (4, 2) for tokens and features, only by (1, 1)."),
     (["--steps", "0"], "--steps 0: at least one step is needed."),
     (["--guidance", "nan"], "--guidance nan: it must be a number."),
     (["--seed", "1", "-2"], "--seed 1 -2: seeds are from 0 to"),

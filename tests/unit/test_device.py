@@ -1,8 +1,12 @@
 """Opening devices of several chips, and cutting them into parts."""
 
+import re
+
 import pytest
 
-from tt_flux_kontext import emulator, open_device, submeshes
+from tt_flux_kontext import FluxKontextPipeline, emulator, open_device, submeshes
+from tt_flux_kontext.device import dram_bytes
+from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,24 @@ def test_no_such_mesh(mesh_shape, written):
     message = f"This system's chips are no mesh of {written}: it is 2 x 4 or 1 x 8 or 1 x 1."
     with pytest.raises(ValueError, match=message), open_device("emulated:t3k", mesh_shape):
         pass
+
+
+@pytest.mark.parametrize("split", [(8, 1), (2, 2), (4,), (2, 4, 1)])
+def test_no_such_split(tiny_checkpoint, split):
+    message = f"A mesh of 2 x 4 chips can't be split by {split} for tokens and features, only by (4, 2) or (2, 4)."
+    with open_device("emulated:t3k") as mesh:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            FluxKontextPipeline.from_pretrained(tiny_checkpoint, device=mesh, split=split)
+        assert dram_bytes(mesh)[0] == dram_bytes(mesh)[1]
+
+
+def test_more_chips_than_features():
+    """Heads can always be filled up with zeros."""
+    blocks = {"num_attention_heads": 1, "num_layers": 1, "num_single_layers": 1}
+    config = TransformerConfig(attention_head_dim=32, axes_dims_rope=(8, 12, 12), **blocks)
+    Transformer.check_split(config, tp=4)
+    with pytest.raises(ValueError, match="can't be split over 8 chips by features: 128 of its feed-forward"):
+        Transformer.check_split(config, tp=8)
 
 
 def test_chips_that_stay_idle_are_told_of(monkeypatch, warned):

@@ -1,17 +1,17 @@
 """Whose weights are on the device, and when."""
 
+import math
+
 import pytest
 import torch
 
-from tt_flux_kontext import FluxKontextPipeline, residency
+from tt_flux_kontext import FluxKontextPipeline, emulator, residency
+from tt_flux_kontext.backend import ttnn, watch
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import dram_bytes
-from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.modulation import Modulation
-from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
-from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.pipeline import USUAL_EDIT
-from tt_flux_kontext.precision import BF16, BFP8, BFP8_MIXED, COMPACT, FULL, PRECISIONS
+from tt_flux_kontext.precision import BF16, BFP8, BFP8_MIXED, PRECISIONS
 from tt_flux_kontext.residency import DoesNotFit
 
 FAST = {"prompt": "a", "max_area": 64 * 64, "max_sequence_length": 32, "num_inference_steps": 2, "output_type": "pt"}
@@ -73,19 +73,46 @@ def test_modulation_weights_are_gone_before_the_first_step(tiny_checkpoint, mesh
     assert in_steps[0] > 0 and in_steps[1:] == [0]
 
 
-@pytest.mark.parametrize("precision", [FULL, COMPACT], ids=["full", "compact"])
-def test_surveyed_bytes_are_those_taken(tiny_checkpoint, mesh_device, precision):
-    checkpoint = Checkpoint(tiny_checkpoint)
-    config = TransformerConfig.from_dict(checkpoint.config("transformer", "FluxTransformer2DModel"))
-    tensors = checkpoint.tensors("transformer")
-    parallel = Parallel(Mesh(mesh_device))
-    models = [(model, config, precision, parallel) for model in (Modulation, Transformer)]
-    for (model, *_), expected in zip(models, survey(models, tensors), strict=True):
+SPLITS = [("n150", (1, 1)), ("n300", (2, 1)), ("n300", (1, 2)), ("t3k", (4, 2)), ("t3k", (2, 4)), ("galaxy", (8, 4))]
+
+
+@pytest.mark.parametrize(
+    "device_params,split",
+    [({"name": f"emulated:{system}"}, split) for system, split in SPLITS],
+    ids=[f"{system}, {sp} by {tp}" for system, (sp, tp) in SPLITS],
+    indirect=["device_params"],
+)
+@pytest.mark.parametrize("precision", [BF16, BFP8], ids=["bf16", "bfp8"])
+def test_surveyed_bytes_are_those_of_every_chip(tiny_checkpoint, mesh_device, split, precision):
+    models = residency.Models(Checkpoint(tiny_checkpoint), mesh_device, precision, split)
+    surveyed = models.weight_bytes(precision)
+    for name in ("clip", "t5", "modulation", "transformer"):  # not the VAE, whose convolutions place theirs later
         before = in_use(mesh_device)
-        built = model(config, Weights(tensors, precision, parallel))
-        # Buffers are spread over all banks, so small ones take somewhat more.
-        assert expected <= in_use(mesh_device) - before <= 1.6 * expected
-        del built
+        chips = zip(*map(emulator.get_device_tensors, placed(models, name)))
+        assert {sum(map(size, tensors)) for tensors in chips} == {surveyed[name]}
+        # Buffers are spread over all banks, so small ones take more.
+        assert surveyed[name] <= in_use(mesh_device) - before <= 3 * surveyed[name]
+
+
+def placed(models: residency.Models, name: str) -> list:
+    """The parameters of a model, which is on the device afterwards."""
+    tensors = []
+
+    def note(function_name, function, *args, **kwargs):
+        result = function(*args, **kwargs)
+        if function_name == "from_torch":
+            tensors.append(result)
+        return result
+
+    with watch(note):
+        models[name]
+    return tensors
+
+
+def size(tensor) -> int:
+    """Bytes of a tensor on one chip."""
+    values = math.prod(tensor.padded_shape)
+    return values // 1024 * tensor.dtype.tile_bytes if tensor.layout == ttnn.TILE_LAYOUT else 2 * values
 
 
 def test_the_most_accurate_policy_comes_first_and_takes_most(tiny_checkpoint, mesh_device):
