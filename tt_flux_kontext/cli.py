@@ -6,9 +6,10 @@ import sys
 
 from tqdm import tqdm
 
-from tt_flux_kontext.planner.plan import Plan, Request, plan_systems, table
+from tt_flux_kontext.planner.plan import SEVERAL_EDITS, Plan, Request, Split, plan_all
 from tt_flux_kontext.planner.roofline import calibration
-from tt_flux_kontext.planner.systems import SINGLE_CHIP
+from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
+from tt_flux_kontext.planner.tables import comparison, table
 from tt_flux_kontext.precision import PRECISIONS
 
 PHASES = 9  # lines of progress for a plan
@@ -23,8 +24,15 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     which = add.add_mutually_exclusive_group()
-    which.add_argument("--system", choices=SINGLE_CHIP, default="n150")
-    which.add_argument("--all-systems", action="store_true", help="every system with one chip")
+    which.add_argument("--system", choices=SYSTEMS, default="n150")
+    which.add_argument("--all-systems", action="store_true", help="each with one edit over all chips, and with several")
+    add.add_argument(
+        "--split",
+        type=_split,
+        metavar="SP,TP",
+        help="chips over which an edit's tokens and features are split; fewer than there are: several edits at a time "
+        "(default: all chips)",
+    )
     add.add_argument("--width", type=int, default=1024, help="of the result and the reference, in pixels")
     add.add_argument("--height", type=int, default=1024, help="of the result and the reference, in pixels")
     add.add_argument("--text-to-image", action="store_true", help="no reference")
@@ -38,6 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, not {arguments.steps}")
 
+    if arguments.all_systems and arguments.split:
+        parser.error("--split is of one --system")
+
     size = arguments.height, arguments.width
     request = Request(
         size=size,
@@ -45,11 +56,13 @@ def main(argv: list[str] | None = None) -> None:
         precision=arguments.precision,
         steps=arguments.steps,
     )
-    systems = SINGLE_CHIP if arguments.all_systems else (arguments.system,)
+    jobs = [(arguments.system, arguments.split)]
+    if arguments.all_systems:
+        jobs = [(system, None) for system in SYSTEMS] + list(SEVERAL_EDITS.items())
     try:
-        with tqdm(total=PHASES * len(systems), desc="TT-NN's mock device", leave=False, disable=None) as bar:
-            plans = plan_systems(systems, request, bar.update)
-    except RuntimeError as error:
+        with tqdm(total=PHASES * len(jobs), desc="TT-NN's mock device", leave=False, disable=None) as bar:
+            plans = plan_all(jobs, request, bar.update)
+    except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
     _print(plans, as_json=arguments.json)
     if any(plan.refused for plan in plans):
@@ -62,7 +75,19 @@ def _print(plans: list[Plan], *, as_json: bool) -> None:
         return
     for plan in plans:
         print(table(plan), end="\n\n")
-    print(calibration())
+    if len(plans) > 1:
+        print(comparison(plans), end="\n\n")
+    print(calibration(mesh=any(plan.system not in SINGLE_CHIP for plan in plans)))
+
+
+def _split(text: str) -> Split:
+    try:
+        sp, tp = (int(part) for part in text.split(","))
+    except ValueError:
+        sp = tp = 0
+    if sp < 1 or tp < 1:
+        raise argparse.ArgumentTypeError(f"two numbers of chips, such as 4,2, not '{text}'")
+    return sp, tp
 
 
 if __name__ == "__main__":

@@ -1,14 +1,21 @@
 """Does an edit fit a system, and how long would it take? Asked of real TT-NN, on its mock device, at full size."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.planner.roofline import calibration
+from tt_flux_kontext.planner.roofline import CHIPS, calibration
+from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
 STEP = "step"
+Split = tuple[int, int]
+"""Chips over which an edit's tokens and the transformer's features are split."""
+
+SEVERAL_EDITS = {"n300": (1, 1), "t3k": (2, 1), "galaxy": (8, 1), "p300": (1, 1), "p150x4": (1, 1)}
+"""Splits that leave chips for other edits: single ones, the T3K's pairs and the Galaxy's rings of eight."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Request:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase of an edit, or one of its `count` denoising steps.
+    """One phase of an edit, or one of its `count` denoising steps, on one of its chips.
 
     Attributes:
         weights: bytes of DRAM of all weights on the device.
@@ -43,7 +50,9 @@ class PhasePlan:
         ops: device operations.
         flop: multiplications and additions of the matrix engine.
         traffic: bytes of DRAM read and written.
+        link_bytes: bytes that a chip gets from others.
         seconds: modelled, see `roofline`.
+        communication: of them, in which chips wait for others.
     """
 
     name: str
@@ -55,7 +64,9 @@ class PhasePlan:
     ops: int
     flop: int
     traffic: int
+    link_bytes: int
     seconds: float
+    communication: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Plan:
         precision: that was planned with.
         best: the most accurate precision that fits by the table of weights and activations, or None.
         workspaces: bytes beside the weights that the pipeline reserves for each model.
+        split: of the transformer; chips that an edit leaves over have other edits.
         refused: why it does not fit, in the pipeline's words; "" when it fits.
         phases: in order; none when refused.
     """
@@ -75,39 +87,71 @@ class Plan:
     precision: str
     best: str | None
     workspaces: dict[str, int]
+    split: Split
     refused: str = ""
     phases: list[PhasePlan] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         """Modelled time of the edit; weights are on the device already."""
-        return sum(phase.count * phase.seconds for phase in self.phases)
+        return self.total("seconds")
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of a chip's DRAM in use."""
+        return max(phase.peak for phase in self.phases)
+
+    @property
+    def free(self) -> int:
+        """Least bytes of a chip's DRAM that are free."""
+        return min(phase.free for phase in self.phases)
+
+    @property
+    def at_once(self) -> int:
+        """Edits that the system has room for side by side."""
+        return math.prod(SYSTEMS[self.system].mesh_shape) // math.prod(self.split)
+
+    @property
+    def edits_per_minute(self) -> float:
+        return self.at_once * 60 / self.seconds
+
+    def total(self, figure: str) -> float:
+        """The sum over all phases and steps of a figure of `PhasePlan`."""
+        return sum(phase.count * getattr(phase, figure) for phase in self.phases)
 
     def as_dict(self) -> dict:
         """For JSON."""
-        return asdict(self) | {"seconds": self.seconds, "modelled": calibration()}
+        modelled = {"seconds": self.seconds, "at_once": self.at_once} if self.phases else {}
+        return asdict(self) | modelled | {"modelled": calibration(mesh=self.system not in SINGLE_CHIP)}
 
 
-def plan(system: str, requests: Sequence[Request], progress: Callable[[], None] = lambda: None) -> list[Plan]:
+def plan(
+    system: str, requests: Sequence[Request], split: Split | None = None, progress: Callable[[], None] = lambda: None
+) -> list[Plan]:
     """Plans edits, one after the other, in one process on a mock of the system.
 
     Args:
-        system: a name in `systems.SINGLE_CHIP`.
+        system: a name in `systems.SYSTEMS`.
+        split: over how many chips; by default over all of them.
         progress: called after every phase.
 
     Raises:
+        ValueError: no part of the system's chips can be split so.
         MockError: TT-NN refuses a call.
     """
+    mesh, part = meshes(system, split)
     edits = []
     for request in requests:
         edit = asdict(request)
         del edit["steps"]  # two of them are looked at, the others are like the second
         edits.append(edit)
     plans, phases = [], []
-    for line in run(system, "tt_flux_kontext.planner.worker", {"system": system, "edits": edits}):
+    job = {"system": system, "mesh": mesh, "part": part, "split": split, "edits": edits}
+    for line in run(system, "tt_flux_kontext.planner.worker", job):
         progress()
         if "precision" in line:
             request, phases = requests[len(plans)], []
+            line["split"] = tuple(line["split"])
             plans.append(Plan(system, request, **line, phases=phases))
         elif "refused" in line:
             plans[-1] = Plan(**(vars(plans[-1]) | line))
@@ -120,39 +164,32 @@ def plan(system: str, requests: Sequence[Request], progress: Callable[[], None] 
     return plans
 
 
-def plan_systems(systems: Sequence[str], request: Request, progress: Callable[[], None]) -> list[Plan]:
-    """The same edit on several systems, as many at a time as there are processors."""
-    with ThreadPoolExecutor(max_workers=min(len(systems), os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda system: plan(system, [request], progress)[0], systems)
-        return list(found)
+def meshes(system: str, split: Split | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(rows, columns) of the mesh to open, and of what an edit takes of it: with a ring where there is one.
 
-
-def table(plan: Plan) -> str:
-    """For people."""
-    request = plan.request
-    height, width = request.size
-    title = f"{plan.system}: {width} x {height}, {request.steps} steps, {plan.precision}"
-    if plan.refused:
-        return f"{title}\n{plan.refused}"
-    lines = [
-        title,
-        f"{'phase':<22}{'weights':>10}{'peak DRAM':>11}{'free':>10}{'L1/core':>10}{'device ops':>12}"
-        f"{'TFLOP':>9}{'moved':>11}{'modelled':>11}",
+    Raises:
+        ValueError: no part of the system's chips can be split so.
+    """
+    here = CHIPS[system].mesh
+    if split is None:
+        return here.meshes[0], here.meshes[0]
+    ways = [
+        (mesh, part)
+        for mesh in here.meshes
+        for part in (split, split[::-1])
+        if all(chips % taken == 0 for chips, taken in zip(mesh, part))
     ]
-    for phase in plan.phases:
-        name = f"{phase.name}, each of {phase.count}" if phase.count > 1 else phase.name
-        lines.append(
-            f"{name:<22}{phase.weights / 1e9:>7.2f} GB{phase.peak / 1e9:>8.2f} GB{phase.free / 1e9:>7.2f} GB"
-            f"{phase.l1 / 1e6:>7.2f} MB{phase.ops:>12}{phase.flop / 1e12:>9.2f}{phase.traffic / 1e9:>8.2f} GB"
-            f"{phase.seconds:>9.3f} s"
+    if not ways:
+        forms = " or ".join(f"{rows} x {columns}" for rows, columns in here.meshes)
+        raise ValueError(
+            f"The {system} has no part to be split into {split[0]} by tokens and {split[1]} by features: "
+            f"its chips are a mesh of {forms}."
         )
-    total = {
-        name: sum(phase.count * getattr(phase, name) for phase in plan.phases) for name in ("ops", "flop", "traffic")
-    }
-    peak, free = max(phase.peak for phase in plan.phases), min(phase.free for phase in plan.phases)
-    lines.append(
-        f"{'edit':<22}{'':>10}{peak / 1e9:>8.2f} GB{free / 1e9:>7.2f} GB{'':>10}{total['ops']:>12}"
-        f"{total['flop'] / 1e12:>9.0f}{total['traffic'] / 1e9:>8.0f} GB{plan.seconds:>9.1f} s"
-    )
-    lines.append(f"It fits. The most accurate precision that does: {plan.best}.")
-    return "\n".join(lines)
+    return max(ways, key=lambda way: any(taken == chips and chips in here.rings for chips, taken in zip(*way)))
+
+
+def plan_all(jobs: Sequence[tuple[str, Split | None]], request: Request, progress: Callable[[], None]) -> list[Plan]:
+    """The same edit on systems, each with a split, as many at a time as there are processors."""
+    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda job: plan(job[0], [request], job[1], progress)[0], jobs)
+        return list(found)
