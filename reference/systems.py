@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from tt_flux_kontext.planner.plan import SEVERAL_EDITS, Plan, Request, plan_all
+from tt_flux_kontext.planner.plan import EVERYWHERE, PROGRESS, Plan, Request, plan_everywhere
 from tt_flux_kontext.planner.systems import SYSTEMS
 
 from .gallery import save
 
 SQUARE = (1024, 1024)
 PRECISION = "bfp8_mixed"  # fits them all
-PHASES = 9  # lines of progress for a plan
 _ONE, _SEVERAL, _ROOM = "#2f6db3", "#e0882d", "#dfe3e8"
 _INCH = 110  # pixels
 
@@ -85,10 +84,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw systems.png.")
     parser.add_argument("--out", type=Path, default=Path("demo/pictures"), help="folder (default: %(default)s)")
     arguments = parser.parse_args()
-    jobs = [(system, None) for system in SYSTEMS] + list(SEVERAL_EDITS.items())
+    total = PROGRESS * len(EVERYWHERE)
     try:
-        with tqdm(total=PHASES * len(jobs), desc="TT-NN's mock device", leave=False, disable=None) as bar:
-            plans = plan_all(jobs, Request(SQUARE, SQUARE, PRECISION), bar.update)
+        with tqdm(total=total, desc="TT-NN's mock device", leave=False, disable=None) as bar:
+            plans = plan_everywhere(Request(SQUARE, SQUARE, PRECISION), bar.update)
     except RuntimeError as error:
         sys.exit(str(error))
     png = io.BytesIO()

@@ -9,24 +9,18 @@ chip, and a key such as "t3k, 4 at once" is for several edits side by side.
 
 import argparse
 import json
-import math
 import os
 from pathlib import Path
 
-from tt_flux_kontext.planner.plan import SEVERAL_EDITS, PhasePlan, Plan, Request, plan
+from tt_flux_kontext.planner.plan import EVERYWHERE, PhasePlan, Plan, Request, plan
 from tt_flux_kontext.planner.systems import SYSTEMS
 
 PATH = Path(__file__).with_name("targets.json")
 RENEW = "python -m tests.perf.targets"
 # On one chip the most accurate one that fits; on several the one for speed.
 PRECISIONS = dict.fromkeys(SYSTEMS, "bfp8_mixed") | {"p100": "bf16", "p150": "bf16"}
-ONE_EDIT = {system: (system, None) for system in SYSTEMS}
-AT_ONCE = {
-    f"{system}, {math.prod(SYSTEMS[system].mesh_shape) // math.prod(split)} at once": (system, split)
-    for system, split in SEVERAL_EDITS.items()
-}
-JOBS = ONE_EDIT | AT_ONCE
-"""By key: what is planned, a system and a split."""
+JOBS = {f"{system}, {count} at once" if count > 1 else system: (system, count) for system, count in EVERYWHERE}
+"""By key: what is planned, a system and how many edits side by side."""
 
 SQUARE = (1024, 1024)
 STEPS = 28
@@ -43,20 +37,18 @@ FIGURES = {
     "seconds": ("modelled seconds", 0.01),
     "measured": ("measured seconds", 0.10),
 }
-
-
-SUMS = ("ops", "traffic", "link_bytes")
+SUMS = ("ops", "traffic", "link_bytes")  # over the phases of an edit
 
 
 def load() -> dict[str, dict]:
-    """By key of JOBS: `precision`; `split`; `planned` {stage: {figure: value}}; `measured` {stage: seconds}, if so."""
+    """By key of JOBS: `precision`; `planned` {stage: {figure: value}}; `measured` {stage: seconds} if it was."""
     return json.loads(PATH.read_text()) if PATH.exists() else {}
 
 
 def square_plan(key: str) -> Plan:
     """The edit of a key of JOBS."""
-    system, split = JOBS[key]
-    (edit,) = plan(system, [Request(SQUARE, SQUARE, PRECISIONS[system], steps=STEPS)], split)
+    system, at_once = JOBS[key]
+    (edit,) = plan(system, [Request(SQUARE, SQUARE, PRECISIONS[system], steps=STEPS)], at_once=at_once)
     return edit
 
 
@@ -97,7 +89,7 @@ def renew() -> None:
     for key in JOBS:
         edit = square_plan(key)
         kept = targets.get(key, {}).get("measured")
-        targets[key] = {"precision": edit.precision, "split": edit.split, "planned": figures(edit)}
+        targets[key] = {"precision": edit.precision, "planned": figures(edit)}
         targets[key] |= {"measured": kept} if kept else {}
     _write({key: targets[key] for key in JOBS})
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tt_flux_kontext import cli
-from tt_flux_kontext.planner.plan import SEVERAL_EDITS, PhasePlan, Plan, Request, meshes
+from tt_flux_kontext.planner.plan import PhasePlan, Plan, Request
 from tt_flux_kontext.planner.tables import comparison, table
 
 GB = 10**9
@@ -20,33 +20,9 @@ def planned(system: str, split: tuple[int, int], refused: str = "") -> Plan:
     return Plan(system, request, "bfp8_mixed", "bf16", {}, split, refused, [] if refused else phases)
 
 
-@pytest.mark.parametrize(
-    "system,split,mesh,part",
-    [
-        ("n150", None, (1, 1), (1, 1)),
-        ("t3k", None, (2, 4), (2, 4)),
-        ("t3k", (8, 1), (1, 8), (1, 8)),
-        ("t3k", (2, 1), (2, 4), (2, 1)),
-        ("galaxy", (8, 1), (8, 4), (8, 1)),  # a ring
-        ("galaxy", (4, 2), (8, 4), (2, 4)),
-        ("p150x4", (2, 2), (2, 2), (2, 2)),
-        ("p150x4", (1, 1), (1, 4), (1, 1)),
-    ],
-)
-def test_an_edit_takes_a_part_of_a_mesh(system, split, mesh, part):
-    assert meshes(system, split) == (mesh, part)
-
-
 def test_edits_side_by_side():
     assert planned("t3k", (4, 2)).at_once == 1 and planned("t3k", (4, 2)).edits_per_minute == pytest.approx(2)
     assert planned("galaxy", (8, 1)).at_once == 4 and planned("galaxy", (8, 1)).edits_per_minute == pytest.approx(8)
-    assert {system: planned(system, split).at_once for system, split in SEVERAL_EDITS.items()} == {
-        "n300": 2,
-        "t3k": 4,
-        "galaxy": 4,
-        "p300": 2,
-        "p150x4": 4,
-    }
 
 
 def test_tables_of_meshes_have_what_goes_over_links():
@@ -71,7 +47,9 @@ def test_systems_side_by_side():
     [
         (["--system", "t3k", "--split", "3"], "two numbers of chips, such as 4,2, not '3'"),
         (["--system", "t3k", "--split", "4,0"], "two numbers of chips, such as 4,2, not '4,0'"),
-        (["--all-systems", "--split", "2,1"], "--split is of one --system"),
+        (["--all-systems", "--split", "2,1"], "--split and --at-once are of one --system"),
+        (["--system", "t3k", "--at-once", "0"], "--at-once must be at least 1, not 0"),
+        (["--system", "t3k", "--at-once", "2", "--split", "2,1"], "not allowed with argument"),
         (["--system", "t9k"], "invalid choice: 't9k'"),
     ],
 )
@@ -81,9 +59,14 @@ def test_wrong_arguments_are_refused(arguments, complaint, capsys):
     assert complaint in capsys.readouterr().err
 
 
-def test_a_split_that_no_part_can_take_is_refused_in_a_sentence():
+@pytest.mark.parametrize(
+    "arguments,sentence",
+    [
+        (["--split", "3,1"], "t3k is a mesh of 2 x 4 or 1 x 8 chips, which can't be split 3 x 1."),
+        (["--at-once", "3"], "t3k has 8 chips: 3 edits at a time can't have equal parts of them."),
+    ],
+)
+def test_what_no_chips_can_do_is_refused_in_a_sentence(arguments, sentence):
     with pytest.raises(SystemExit) as refusal:
-        cli.main(["plan", "--system", "t3k", "--split", "3,1"])
-    assert refusal.value.code == (
-        "The t3k has no part to be split into 3 by tokens and 1 by features: its chips are a mesh of 2 x 4 or 1 x 8."
-    )
+        cli.main(["plan", "--system", "t3k", *arguments])
+    assert refusal.value.code == sentence

@@ -11,11 +11,15 @@ from tt_flux_kontext.planner.roofline import CHIPS, calibration
 from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
 STEP = "step"
-Split = tuple[int, int]
-"""Chips over which an edit's tokens and the transformer's features are split."""
+PROGRESS = 9  # calls of `progress` in a plan
+AT_ONCE = {"n300": 2, "t3k": 4, "galaxy": 4, "p300": 2, "p150x4": 4}
+"""Edits side by side that systems are good for: one a chip, on the T3K's pairs and on the Galaxy's rings of eight."""
 
-SEVERAL_EDITS = {"n300": (1, 1), "t3k": (2, 1), "galaxy": (8, 1), "p300": (1, 1), "p150x4": (1, 1)}
-"""Splits that leave chips for other edits: single ones, the T3K's pairs and the Galaxy's rings of eight."""
+EVERYWHERE = [(system, 1) for system in SYSTEMS] + list(AT_ONCE.items())
+"""Systems with one edit over all chips, and then with several at once."""
+
+Split = tuple[int, int]
+"""(SP, TP): chips over which an edit's tokens and the transformer's features are split."""
 
 
 @dataclass(frozen=True)
@@ -126,27 +130,32 @@ class Plan:
 
 
 def plan(
-    system: str, requests: Sequence[Request], split: Split | None = None, progress: Callable[[], None] = lambda: None
+    system: str,
+    requests: Sequence[Request],
+    split: Split | None = None,
+    at_once: int = 1,
+    progress: Callable[[], None] = lambda: None,
 ) -> list[Plan]:
     """Plans edits, one after the other, in one process on a mock of the system.
 
     Args:
         system: a name in `systems.SYSTEMS`.
-        split: over how many chips; by default over all of them.
+        split: of an edit that takes all chips; by default the pipeline's.
+        at_once: edits side by side, each on an equal part of the chips.
         progress: called after every phase.
 
     Raises:
-        ValueError: no part of the system's chips can be split so.
+        ValueError: the chips can't be split so.
         MockError: TT-NN refuses a call.
     """
-    mesh, part = meshes(system, split)
+    mesh = _mesh(system, split, at_once)
     edits = []
     for request in requests:
         edit = asdict(request)
         del edit["steps"]  # two of them are looked at, the others are like the second
         edits.append(edit)
     plans, phases = [], []
-    job = {"system": system, "mesh": mesh, "part": part, "split": split, "edits": edits}
+    job = {"system": system, "mesh": mesh, "at_once": at_once, "split": split, "edits": edits}
     for line in run(system, "tt_flux_kontext.planner.worker", job):
         progress()
         if "precision" in line:
@@ -164,32 +173,23 @@ def plan(
     return plans
 
 
-def meshes(system: str, split: Split | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(rows, columns) of the mesh to open, and of what an edit takes of it: with a ring where there is one.
-
-    Raises:
-        ValueError: no part of the system's chips can be split so.
-    """
-    here = CHIPS[system].mesh
+def _mesh(system: str, split: Split | None, at_once: int) -> tuple[int, int]:
+    """(rows, columns) of the mesh to open. Raises `ValueError` where there is none."""
+    forms = CHIPS[system].mesh.meshes
+    chips = math.prod(forms[0])
+    if chips % at_once:
+        raise ValueError(f"{system} has {chips} chips: {at_once} edits at a time can't have equal parts of them.")
     if split is None:
-        return here.meshes[0], here.meshes[0]
-    ways = [
-        (mesh, part)
-        for mesh in here.meshes
-        for part in (split, split[::-1])
-        if all(chips % taken == 0 for chips, taken in zip(mesh, part))
-    ]
-    if not ways:
-        forms = " or ".join(f"{rows} x {columns}" for rows, columns in here.meshes)
-        raise ValueError(
-            f"The {system} has no part to be split into {split[0]} by tokens and {split[1]} by features: "
-            f"its chips are a mesh of {forms}."
-        )
-    return max(ways, key=lambda way: any(taken == chips and chips in here.rings for chips, taken in zip(*way)))
+        return forms[0]
+    for form in forms:
+        if sorted(form) == sorted(split):
+            return form
+    known = " or ".join(f"{rows} x {columns}" for rows, columns in forms)
+    raise ValueError(f"{system} is a mesh of {known} chips, which can't be split {split[0]} x {split[1]}.")
 
 
-def plan_all(jobs: Sequence[tuple[str, Split | None]], request: Request, progress: Callable[[], None]) -> list[Plan]:
-    """The same edit on systems, each with a split, as many at a time as there are processors."""
-    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda job: plan(job[0], [request], job[1], progress)[0], jobs)
+def plan_everywhere(request: Request, progress: Callable[[], None]) -> list[Plan]:
+    """The same edit for each of EVERYWHERE, as many plans at a time as there are processors."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        found = pool.map(lambda job: plan(job[0], [request], at_once=job[1], progress=progress)[0], EVERYWHERE)
         return list(found)

@@ -8,7 +8,7 @@ import json
 import warnings
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.device import dram_bytes, open_device
+from tt_flux_kontext.device import dram_bytes, open_device, submeshes
 from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import answer
@@ -22,8 +22,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of torch, about meta tensors
     gc.disable()  # captures are a million small objects without cycles, to be looked at again and again
     with answer() as request, open_device("silicon", request["mesh"]) as device:
-        if request["part"] != request["mesh"]:
-            device = device.create_submeshes(ttnn.MeshShape(*request["part"]))[0]
+        if request["at_once"] > 1:  # the others are like the first
+            device = submeshes(device, request["at_once"])[0]
         for edit in request["edits"]:
             _plan(request["system"], request["split"], device, **edit)
             gc.collect()  # traces in libraries' exceptions may hold on to its models
