@@ -47,11 +47,11 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(scope="session")
 def begin_square_plan(needs_ttnn, background) -> Callable[[str], Future]:
-    """Begins to plan the usual edit on a system of one chip, unless that has begun."""
-    return cache(lambda system: background.submit(targets.square_plan, system))
+    """Begins to plan the usual edit on a system, unless that has begun."""
+    return cache(lambda key: background.submit(targets.square_plan, key))
 
 
 @pytest.fixture(scope="session")
 def square_plan(begin_square_plan) -> Callable[[str], Plan]:
-    """The usual edit, planned on a system of one chip."""
-    return lambda system: begin_square_plan(system).result()
+    """The usual edit, planned on a system."""
+    return lambda key: begin_square_plan(key).result()

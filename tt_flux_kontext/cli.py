@@ -6,12 +6,11 @@ import sys
 
 from tqdm import tqdm
 
-from tt_flux_kontext.planner.plan import Plan, Request, plan_systems, table
+from tt_flux_kontext.planner.plan import EVERYWHERE, PROGRESS, Plan, Request, Split, plan, plan_everywhere
 from tt_flux_kontext.planner.roofline import calibration
-from tt_flux_kontext.planner.systems import SINGLE_CHIP
+from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
+from tt_flux_kontext.planner.tables import comparison, table
 from tt_flux_kontext.precision import PRECISIONS
-
-PHASES = 9  # lines of progress for a plan
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,8 +22,13 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     which = add.add_mutually_exclusive_group()
-    which.add_argument("--system", choices=SINGLE_CHIP, default="n150")
-    which.add_argument("--all-systems", action="store_true", help="every system with one chip")
+    which.add_argument("--system", choices=SYSTEMS, default="n150")
+    which.add_argument("--all-systems", action="store_true", help="each with one edit over all chips, and with several")
+    chips = add.add_mutually_exclusive_group()
+    chips.add_argument("--split", type=_split, metavar="SP,TP", help="chips over which tokens and features are split")
+    chips.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="edits side by side, each on a part of the chips"
+    )
     add.add_argument("--width", type=int, default=1024, help="of the result and the reference, in pixels")
     add.add_argument("--height", type=int, default=1024, help="of the result and the reference, in pixels")
     add.add_argument("--text-to-image", action="store_true", help="no reference")
@@ -37,6 +41,10 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--{name} must be a multiple of 16, not {getattr(arguments, name)}")
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, not {arguments.steps}")
+    if arguments.at_once < 1:
+        parser.error(f"--at-once must be at least 1, not {arguments.at_once}")
+    if arguments.all_systems and (arguments.split or arguments.at_once > 1):
+        parser.error("--split and --at-once are of one --system")
 
     size = arguments.height, arguments.width
     request = Request(
@@ -45,24 +53,39 @@ def main(argv: list[str] | None = None) -> None:
         precision=arguments.precision,
         steps=arguments.steps,
     )
-    systems = SINGLE_CHIP if arguments.all_systems else (arguments.system,)
+    total = PROGRESS * (len(EVERYWHERE) if arguments.all_systems else 1)
     try:
-        with tqdm(total=PHASES * len(systems), desc="TT-NN's mock device", leave=False, disable=None) as bar:
-            plans = plan_systems(systems, request, bar.update)
-    except RuntimeError as error:
+        with tqdm(total=total, desc="TT-NN's mock device", leave=False, disable=None) as bar:
+            if arguments.all_systems:
+                plans = plan_everywhere(request, bar.update)
+            else:
+                plans = plan(arguments.system, [request], arguments.split, arguments.at_once, bar.update)
+    except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
     _print(plans, as_json=arguments.json)
-    if any(plan.refused for plan in plans):
+    if any(each.refused for each in plans):
         sys.exit(1)
 
 
 def _print(plans: list[Plan], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps([plan.as_dict() for plan in plans], indent=2))
+        print(json.dumps([each.as_dict() for each in plans], indent=2))
         return
-    for plan in plans:
-        print(table(plan), end="\n\n")
-    print(calibration())
+    for each in plans:
+        print(table(each), end="\n\n")
+    if len(plans) > 1:
+        print(comparison(plans), end="\n\n")
+    print(calibration(mesh=any(each.system not in SINGLE_CHIP for each in plans)))
+
+
+def _split(text: str) -> Split:
+    try:
+        sp, tp = (int(part) for part in text.split(","))
+    except ValueError:
+        sp = tp = 0
+    if sp < 1 or tp < 1:
+        raise argparse.ArgumentTypeError(f"two numbers of chips, such as 4,2, not '{text}'")
+    return sp, tp
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_real_ttnn_takes_every_call_of_every_edit(edits):
 
 
 def test_what_does_not_fit_is_refused_before_any_upload(plans, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "plan_systems", lambda systems, request, progress: plans[-1:])
+    monkeypatch.setattr(cli, "plan", lambda *_: plans[-1:])
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["plan", "--system", "n150", "--precision", "bf16", "--json"])
     assert exit_info.value.code == 1

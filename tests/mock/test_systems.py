@@ -50,7 +50,7 @@ def elsewhere(tmp_path, monkeypatch) -> Iterator[None]:
 
 
 def start(system: str, mesh_shape: tuple[int, int], end: str | None = None) -> Iterator[dict]:
-    ring = any(length in CHIPS[system].rings for length in mesh_shape)
+    ring = any(length in CHIPS[system].mesh.rings for length in mesh_shape)
     return run(system, CHILD, {"mesh_shape": mesh_shape, "ring": ring, "end": end})
 
 
@@ -78,8 +78,8 @@ def collectives(chip: Chip, chips: int) -> dict:
             ["ReduceScatterDeviceOperation", chips, (chips - 1) * whole // chips],
             ["AllGatherDeviceOperation", chips, (chips - 1) * whole // chips],
         ],
-        "links": chip.links,
-        "topology": "Topology::Ring" if chips in chip.rings else "Topology::Linear",
+        "links": chip.mesh.links,
+        "topology": "Topology::Ring" if chips in chip.mesh.rings else "Topology::Linear",
     }
 
 

@@ -51,8 +51,8 @@ def _phases(editor: Editor, edit: Edit, decode: bool) -> list[tuple[str, float]]
 
 
 def system_name() -> str:
-    """What TT-NN calls the machine that it runs on, in the planner's words: n150, p150, ..."""
-    return ttnn.cluster.get_cluster_type().name.lower()
+    """What TT-NN calls the machine that it runs on, in the planner's words: n150, p150x4, ..."""
+    return ttnn.cluster.get_cluster_type().name.lower().replace("_", "")
 
 
 def report(file: str, system: str, seconds: dict[str, float]) -> str:

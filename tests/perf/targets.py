@@ -3,7 +3,8 @@
     python -m tests.perf.targets                               # plans anew, on TT-NN's mock device
     python -m tests.perf.targets --measured out/measured*.json # takes over what a card took
 
-The edit: FLUX.1 Kontext [dev], 1024 x 1024 with a reference of that size, 28 steps.
+The edit: FLUX.1 Kontext [dev], 1024 x 1024 with a reference of that size, 28 steps. On a mesh all figures are of one
+chip, and a key such as "t3k, 4 at once" is for several edits side by side.
 """
 
 import argparse
@@ -11,11 +12,16 @@ import json
 import os
 from pathlib import Path
 
-from tt_flux_kontext.planner.plan import Plan, Request, plan
+from tt_flux_kontext.planner.plan import EVERYWHERE, PhasePlan, Plan, Request, plan
+from tt_flux_kontext.planner.systems import SYSTEMS
 
 PATH = Path(__file__).with_name("targets.json")
 RENEW = "python -m tests.perf.targets"
-PRECISIONS = {"n150": "bfp8_mixed", "p100": "bf16", "p150": "bf16"}  # of each system the most accurate one that fits
+# On one chip the most accurate one that fits; on several the one for speed.
+PRECISIONS = dict.fromkeys(SYSTEMS, "bfp8_mixed") | {"p100": "bf16", "p150": "bf16"}
+JOBS = {f"{system}, {count} at once" if count > 1 else system: (system, count) for system, count in EVERYWHERE}
+"""By key: what is planned, a system and how many edits side by side."""
+
 SQUARE = (1024, 1024)
 STEPS = 28
 
@@ -26,20 +32,23 @@ EDIT = "edit"  # all of it: the largest peak, and the sum of the rest
 FIGURES = {
     "ops": ("device operations", 0.0),
     "traffic": ("bytes of DRAM read and written", 0.0),
+    "link_bytes": ("bytes that a chip gets from others", 0.0),
     "peak": ("bytes of DRAM in use at most", 0.01),
     "seconds": ("modelled seconds", 0.01),
     "measured": ("measured seconds", 0.10),
 }
+SUMS = ("ops", "traffic", "link_bytes")  # over the phases of an edit
 
 
 def load() -> dict[str, dict]:
-    """By system: `precision`; `planned` {stage: {figure: value}}; `measured` {stage: seconds} once a card ran it."""
+    """By key of JOBS: `precision`; `planned` {stage: {figure: value}}; `measured` {stage: seconds} if it was."""
     return json.loads(PATH.read_text()) if PATH.exists() else {}
 
 
-def square_plan(system: str) -> Plan:
-    """The edit on a system."""
-    (edit,) = plan(system, [Request(SQUARE, SQUARE, PRECISIONS[system], steps=STEPS)])
+def square_plan(key: str) -> Plan:
+    """The edit of a key of JOBS."""
+    system, at_once = JOBS[key]
+    (edit,) = plan(system, [Request(SQUARE, SQUARE, PRECISIONS[system], steps=STEPS)], at_once=at_once)
     return edit
 
 
@@ -52,13 +61,12 @@ def figures(edit: Plan) -> dict[str, dict]:
     return of_stages | {EDIT: _total(edit)}
 
 
-def _figures(phase, seconds: float) -> dict:
-    return {"ops": phase.ops, "traffic": phase.traffic, "peak": phase.peak, "seconds": _rounded(seconds)}
+def _figures(phase: PhasePlan, seconds: float) -> dict:
+    return {name: getattr(phase, name) for name in SUMS} | {"peak": phase.peak, "seconds": _rounded(seconds)}
 
 
 def _total(edit: Plan) -> dict:
-    sums = {name: sum(phase.count * getattr(phase, name) for phase in edit.phases) for name in ("ops", "traffic")}
-    return sums | {"peak": max(phase.peak for phase in edit.phases), "seconds": _rounded(edit.seconds)}
+    return {name: edit.total(name) for name in SUMS} | {"peak": edit.peak, "seconds": _rounded(edit.seconds)}
 
 
 def off_target(where: str, targets: dict[str, float], found: dict[str, float]) -> list[str]:
@@ -78,12 +86,12 @@ def off_target(where: str, targets: dict[str, float], found: dict[str, float]) -
 def renew() -> None:
     """Plans anew, and keeps what was measured."""
     targets = load()
-    for system in PRECISIONS:
-        edit = square_plan(system)
-        kept = targets.get(system, {}).get("measured")
-        targets[system] = {"precision": PRECISIONS[system], "planned": figures(edit)}
-        targets[system] |= {"measured": kept} if kept else {}
-    _write(targets)
+    for key in JOBS:
+        edit = square_plan(key)
+        kept = targets.get(key, {}).get("measured")
+        targets[key] = {"precision": edit.precision, "planned": figures(edit)}
+        targets[key] |= {"measured": kept} if kept else {}
+    _write({key: targets[key] for key in JOBS})
 
 
 def take_over(reports: list[Path]) -> None:

@@ -4,20 +4,27 @@ A change for the better fails as one for the worse does. An intended one is writ
 """
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
 from tests.perf import targets, tt_dit_flux1
 from tests.perf.measured import DEVICE_STEP, edit_seconds, report, step_seconds, system_name
-from tests.perf.targets import EDIT, PRECISIONS, RENEW, SQUARE, STAGES, STEPS, off_target
+from tests.perf.targets import EDIT, JOBS, PRECISIONS, RENEW, SQUARE, STAGES, STEPS, off_target
 from tt_flux_kontext.backend import choose
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import open_device
+from tt_flux_kontext.mesh import System
 from tt_flux_kontext.pipeline import FluxKontextPipeline
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import run
+from tt_flux_kontext.planner.plan import PhasePlan, Plan
 from tt_flux_kontext.planner.roofline import CALIBRATION, CHIPS, MESH_LIMITS, MESHES, Figure, time
+from tt_flux_kontext.planner.systems import SYSTEMS
+
+# Modelled seconds of a step.
+MOST_SECONDS = {"n300": 1.85, "t3k": 0.80, "galaxy": 0.15, "p300": 0.87, "p150x4": 0.46}
 
 # Device operations of one denoising step. A block's modulation is a product for each of its streams; "modulation" has
 # those of a double block (2), a single block (1) and the output norm (1).
@@ -25,10 +32,37 @@ MOST_OPS = {"double block": 25, "single block": 10, "modulation": 4}
 
 
 @pytest.mark.parametrize("stage", [*STAGES, EDIT])
-@pytest.mark.parametrize("system", PRECISIONS)
-def test_planned_edit(square_plan, system, stage):
-    target = targets.load()[system]["planned"][stage]
-    _hold(off_target(f"{system}, {stage}", target, targets.figures(square_plan(system))[stage]), RENEW)
+@pytest.mark.parametrize(
+    "key", [*SYSTEMS, *(pytest.param(key, marks=pytest.mark.slow) for key in JOBS if key not in SYSTEMS)]
+)
+def test_planned_edit(square_plan, key, stage):
+    target = targets.load()[key]["planned"][stage]
+    _hold(off_target(f"{key}, {stage}", target, targets.figures(square_plan(key))[stage]), RENEW)
+
+
+@pytest.mark.parametrize("system,most", MOST_SECONDS.items())
+def test_a_step_on_several_chips_is_quick(system, most):
+    assert targets.load()[system]["planned"]["step"]["seconds"] <= most
+
+
+def test_more_chips_cost_no_operation_but_sums():
+    """Split by tokens a step has the operations of one chip. By features it has sums too, of two operations each."""
+    ops = {key: target["planned"]["step"]["ops"] for key, target in targets.load().items()}
+    sums = 4 * 19 + 38  # of a double block's two attentions and two feed-forwards, and of a single block
+    by_tokens = {"n300", "p300", "p150x4"}
+    assert {ops[system] for system in by_tokens} == {ops["n150"]}
+    assert {ops[system] for system in ("t3k", "galaxy")} == {ops["n150"] + 2 * sums}
+
+
+@pytest.mark.parametrize("system", MOST_SECONDS)
+def test_chips_share_the_work_of_one(square_plan, system):
+    """FLOP of a step, all chips together: no chip does what another one does, but for padding."""
+    flop = {name: _phase(square_plan(name), "step").flop for name in ("n150", system)}
+    assert math.prod(SYSTEMS[system].mesh_shape) * flop[system] == pytest.approx(flop["n150"], rel=1e-3)
+
+
+def _phase(edit: Plan, name: str) -> PhasePlan:
+    return next(phase for phase in edit.phases if phase.name == name)
 
 
 def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plan):
@@ -61,7 +95,7 @@ def test_calibration_is_what_the_model_says():
 )
 def test_figures_of_meshes_are_what_the_model_says(figure, system, sp, tp, links):
     """As tt_dit runs: on lines, with these links."""
-    chip = replace(CHIPS[system], links=links, rings=())
+    chip = replace(CHIPS[system], mesh=System(((sp, tp),), links=links))
     assert time(tt_dit_flux1.step(sp, tp), chip).seconds == pytest.approx(figure.modelled, rel=0.01)
     assert -0.5 < figure.error < 0
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.test_planner_operations import operation, place, ring_attention
+from tt_flux_kontext.mesh import System
 from tt_flux_kontext.planner import roofline
 from tt_flux_kontext.planner.roofline import CHIPS, Chip, Time, calibration, time
 from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
-MESH = Chip(8, 8, clock=1e9, bandwidth=288e9, links=2, link_bandwidth=12.5e9, rings=(8,))
-ALONE = replace(MESH, links=0)
+MESH = Chip(8, 8, clock=1e9, bandwidth=288e9, mesh=System(((1, 8),), rings=(8,), links=2), link_bandwidth=12.5e9)
+ALONE = replace(MESH, mesh=System())
 PEAK = 64 * 1e9 * 4096 / 2  # FLOP a second in HiFi2
 
 
@@ -26,7 +27,7 @@ def gather(chips: int):
 
 def test_every_system_has_its_chips():
     assert CHIPS.keys() == SYSTEMS.keys()
-    assert {name for name, chip in CHIPS.items() if not chip.links} == set(SINGLE_CHIP)
+    assert {name for name, chip in CHIPS.items() if chip.alone} == set(SINGLE_CHIP)
 
 
 def test_gathers_wait_for_their_links():
@@ -38,14 +39,14 @@ def test_gathers_wait_for_their_links():
 
 
 def test_attention_hides_the_shorter_of_arithmetic_and_transfer():
-    chips, rows, mesh = 8, 1024, replace(MESH, links=4)
+    chips, rows, mesh = 8, 1024, replace(MESH, link_bandwidth=25e9)
     arithmetic = 4 * 6 * 128 * rows * chips * rows / (PEAK * 0.4)
     arithmetic *= 64 / 48  # 6 x 8 chunks of queries, each on a core of the 56 that multiply
-    transfer = 2 * 7 * 6 * rows * 128 * 2 / (2 * 4 * 12.5e9 * 0.6)
+    transfer = 2 * 7 * 6 * rows * 128 * 2 / (2 * 2 * 25e9 * 0.6)
     assert arithmetic > transfer
     found = time([ring_attention(chips, rows)], mesh)
     assert found == Time(pytest.approx(15e-6 + arithmetic), pytest.approx(15e-6))
-    slow = time([ring_attention(chips, rows)], replace(mesh, link_bandwidth=1.25e9))
+    slow = time([ring_attention(chips, rows)], replace(mesh, link_bandwidth=2.5e9))
     assert slow.seconds == pytest.approx(15e-6 + 10 * transfer)
     assert slow.communication == pytest.approx(slow.seconds - arithmetic)
 
@@ -63,7 +64,7 @@ def test_meshes_work_in_whole_tiles(rows, columns, lost):
     arithmetic = 2 * rows * 2**14 * columns / (PEAK * 0.4)
     fast_memory = replace(MESH, bandwidth=1e15)
     assert time([product(rows, 2**14, columns)], fast_memory).seconds == pytest.approx(5e-6 + lost * arithmetic)
-    alone = time([product(rows, 2**14, columns)], replace(fast_memory, links=0))
+    alone = time([product(rows, 2**14, columns)], replace(fast_memory, mesh=System()))
     assert alone == Time(pytest.approx(5e-6 + arithmetic), 0)
 
 
@@ -74,5 +75,5 @@ def test_one_chip_takes_arithmetic_or_memory():
 
 def test_what_is_printed_says_how_far_off_it_is(monkeypatch):
     monkeypatch.setattr(roofline, "MESHES", (roofline.Figure("T3K", measured=2.0, modelled=1.0),))
-    assert "SDXL UNet, 1024 x 1024 -6 %" in calibration() and "T3K" not in calibration()
+    assert "SDXL UNet, 1024 x 1024 -6 %" in calibration(mesh=False) and "T3K" not in calibration(mesh=False)
     assert "T3K -50 %" in calibration(mesh=True)

@@ -1,14 +1,25 @@
 """Does an edit fit a system, and how long would it take? Asked of real TT-NN, on its mock device, at full size."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.planner.roofline import calibration
+from tt_flux_kontext.planner.roofline import CHIPS, calibration
+from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
 STEP = "step"
+PROGRESS = 9  # calls of `progress` in a plan
+AT_ONCE = {"n300": 2, "t3k": 4, "galaxy": 4, "p300": 2, "p150x4": 4}
+"""Edits side by side that systems are good for: one a chip, on the T3K's pairs and on the Galaxy's rings of eight."""
+
+EVERYWHERE = [(system, 1) for system in SYSTEMS] + list(AT_ONCE.items())
+"""Systems with one edit over all chips, and then with several at once."""
+
+Split = tuple[int, int]
+"""(SP, TP): chips over which an edit's tokens and the transformer's features are split."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Request:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase of an edit, or one of its `count` denoising steps.
+    """One phase of an edit, or one of its `count` denoising steps, on one of its chips.
 
     Attributes:
         weights: bytes of DRAM of all weights on the device.
@@ -43,7 +54,9 @@ class PhasePlan:
         ops: device operations.
         flop: multiplications and additions of the matrix engine.
         traffic: bytes of DRAM read and written.
+        link_bytes: bytes that a chip gets from others.
         seconds: modelled, see `roofline`.
+        communication: of them, in which chips wait for others.
     """
 
     name: str
@@ -55,7 +68,9 @@ class PhasePlan:
     ops: int
     flop: int
     traffic: int
+    link_bytes: int
     seconds: float
+    communication: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,7 @@ class Plan:
         precision: that was planned with.
         best: the most accurate precision that fits by the table of weights and activations, or None.
         workspaces: bytes beside the weights that the pipeline reserves for each model.
+        split: of the transformer; chips that an edit leaves over have other edits.
         refused: why it does not fit, in the pipeline's words; "" when it fits.
         phases: in order; none when refused.
     """
@@ -75,39 +91,76 @@ class Plan:
     precision: str
     best: str | None
     workspaces: dict[str, int]
+    split: Split
     refused: str = ""
     phases: list[PhasePlan] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         """Modelled time of the edit; weights are on the device already."""
-        return sum(phase.count * phase.seconds for phase in self.phases)
+        return self.total("seconds")
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of a chip's DRAM in use."""
+        return max(phase.peak for phase in self.phases)
+
+    @property
+    def free(self) -> int:
+        """Least bytes of a chip's DRAM that are free."""
+        return min(phase.free for phase in self.phases)
+
+    @property
+    def at_once(self) -> int:
+        """Edits that the system has room for side by side."""
+        return math.prod(SYSTEMS[self.system].mesh_shape) // math.prod(self.split)
+
+    @property
+    def edits_per_minute(self) -> float:
+        return self.at_once * 60 / self.seconds
+
+    def total(self, figure: str) -> float:
+        """The sum over all phases and steps of a figure of `PhasePlan`."""
+        return sum(phase.count * getattr(phase, figure) for phase in self.phases)
 
     def as_dict(self) -> dict:
         """For JSON."""
-        return asdict(self) | {"seconds": self.seconds, "modelled": calibration()}
+        modelled = {"seconds": self.seconds, "at_once": self.at_once} if self.phases else {}
+        return asdict(self) | modelled | {"modelled": calibration(mesh=self.system not in SINGLE_CHIP)}
 
 
-def plan(system: str, requests: Sequence[Request], progress: Callable[[], None] = lambda: None) -> list[Plan]:
+def plan(
+    system: str,
+    requests: Sequence[Request],
+    split: Split | None = None,
+    at_once: int = 1,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Plan]:
     """Plans edits, one after the other, in one process on a mock of the system.
 
     Args:
-        system: a name in `systems.SINGLE_CHIP`.
+        system: a name in `systems.SYSTEMS`.
+        split: of an edit that takes all chips; by default the pipeline's.
+        at_once: edits side by side, each on an equal part of the chips.
         progress: called after every phase.
 
     Raises:
+        ValueError: the chips can't be split so.
         MockError: TT-NN refuses a call.
     """
+    mesh = _mesh(system, split, at_once)
     edits = []
     for request in requests:
         edit = asdict(request)
         del edit["steps"]  # two of them are looked at, the others are like the second
         edits.append(edit)
     plans, phases = [], []
-    for line in run(system, "tt_flux_kontext.planner.worker", {"system": system, "edits": edits}):
+    job = {"system": system, "mesh": mesh, "at_once": at_once, "split": split, "edits": edits}
+    for line in run(system, "tt_flux_kontext.planner.worker", job):
         progress()
         if "precision" in line:
             request, phases = requests[len(plans)], []
+            line["split"] = tuple(line["split"])
             plans.append(Plan(system, request, **line, phases=phases))
         elif "refused" in line:
             plans[-1] = Plan(**(vars(plans[-1]) | line))
@@ -120,39 +173,23 @@ def plan(system: str, requests: Sequence[Request], progress: Callable[[], None] 
     return plans
 
 
-def plan_systems(systems: Sequence[str], request: Request, progress: Callable[[], None]) -> list[Plan]:
-    """The same edit on several systems, as many at a time as there are processors."""
-    with ThreadPoolExecutor(max_workers=min(len(systems), os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda system: plan(system, [request], progress)[0], systems)
+def _mesh(system: str, split: Split | None, at_once: int) -> tuple[int, int]:
+    """(rows, columns) of the mesh to open. Raises `ValueError` where there is none."""
+    forms = CHIPS[system].mesh.meshes
+    chips = math.prod(forms[0])
+    if chips % at_once:
+        raise ValueError(f"{system} has {chips} chips: {at_once} edits at a time can't have equal parts of them.")
+    if split is None:
+        return forms[0]
+    for form in forms:
+        if sorted(form) == sorted(split):
+            return form
+    known = " or ".join(f"{rows} x {columns}" for rows, columns in forms)
+    raise ValueError(f"{system} is a mesh of {known} chips, which can't be split {split[0]} x {split[1]}.")
+
+
+def plan_everywhere(request: Request, progress: Callable[[], None]) -> list[Plan]:
+    """The same edit for each of EVERYWHERE, as many plans at a time as there are processors."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        found = pool.map(lambda job: plan(job[0], [request], at_once=job[1], progress=progress)[0], EVERYWHERE)
         return list(found)
-
-
-def table(plan: Plan) -> str:
-    """For people."""
-    request = plan.request
-    height, width = request.size
-    title = f"{plan.system}: {width} x {height}, {request.steps} steps, {plan.precision}"
-    if plan.refused:
-        return f"{title}\n{plan.refused}"
-    lines = [
-        title,
-        f"{'phase':<22}{'weights':>10}{'peak DRAM':>11}{'free':>10}{'L1/core':>10}{'device ops':>12}"
-        f"{'TFLOP':>9}{'moved':>11}{'modelled':>11}",
-    ]
-    for phase in plan.phases:
-        name = f"{phase.name}, each of {phase.count}" if phase.count > 1 else phase.name
-        lines.append(
-            f"{name:<22}{phase.weights / 1e9:>7.2f} GB{phase.peak / 1e9:>8.2f} GB{phase.free / 1e9:>7.2f} GB"
-            f"{phase.l1 / 1e6:>7.2f} MB{phase.ops:>12}{phase.flop / 1e12:>9.2f}{phase.traffic / 1e9:>8.2f} GB"
-            f"{phase.seconds:>9.3f} s"
-        )
-    total = {
-        name: sum(phase.count * getattr(phase, name) for phase in plan.phases) for name in ("ops", "flop", "traffic")
-    }
-    peak, free = max(phase.peak for phase in plan.phases), min(phase.free for phase in plan.phases)
-    lines.append(
-        f"{'edit':<22}{'':>10}{peak / 1e9:>8.2f} GB{free / 1e9:>7.2f} GB{'':>10}{total['ops']:>12}"
-        f"{total['flop'] / 1e12:>9.0f}{total['traffic'] / 1e9:>8.0f} GB{plan.seconds:>9.1f} s"
-    )
-    lines.append(f"It fits. The most accurate precision that does: {plan.best}.")
-    return "\n".join(lines)

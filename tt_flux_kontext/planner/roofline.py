@@ -8,8 +8,9 @@ prints a modelled time prints that too.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tt_flux_kontext.mesh import SYSTEMS, System
 from tt_flux_kontext.planner.operations import GATHER_MATMUL, MATMUL_SCATTER, RING_ATTENTION, TILE, Operation
 
 # Bytes a second of an Ethernet link, each way, as TT-NN's own model of its collectives has them (`ccl_common.cpp`). For
@@ -25,36 +26,39 @@ class Chip:
         columns, rows: of the cores that TT-NN gives to programs.
         clock: theirs, in Hz.
         bandwidth: of DRAM, in bytes a second.
-        links: to each neighbour in the mesh, as many as programs may use.
-        link_bandwidth: of one, in bytes a second each way.
-        rings: lengths of the mesh's axes whose ends are neighbours too.
+        mesh: what it is part of.
+        link_bandwidth: of an Ethernet link, in bytes a second each way.
     """
 
     columns: int
     rows: int
     clock: float
     bandwidth: float
-    links: int = 0
-    link_bandwidth: float = 0.0
-    rings: tuple[int, ...] = ()
+    mesh: System = System()
+    link_bandwidth: float = WORMHOLE_LINK
 
     @property
     def cores(self) -> int:
         return self.columns * self.rows
 
+    @property
+    def alone(self) -> bool:
+        return self.mesh == System()
 
-# Grids, links and rings: of TT-NN 0.81.1, which tests/mock asks. N300 and T3K have two links between neighbours, one of
-# which carries the commands for chips without PCIe (tt-metal pull request 45352); programs that take it hang (issue
-# 25347). Clock and bandwidth: Tenstorrent's product pages.
+
+_WORMHOLE = Chip(8, 8, clock=1.0e9, bandwidth=288e9)
+_BLACKHOLE = Chip(11, 10, clock=1.35e9, bandwidth=512e9, link_bandwidth=BLACKHOLE_LINK)
+
+# Grids: `device.compute_with_storage_grid_size()` of TT-NN 0.81.1. Clock and bandwidth: Tenstorrent's product pages.
 CHIPS = {
-    "n150": Chip(8, 8, clock=1.0e9, bandwidth=288e9),
-    "n300": Chip(8, 8, clock=1.0e9, bandwidth=288e9, links=1, link_bandwidth=WORMHOLE_LINK),
-    "t3k": Chip(8, 8, clock=1.0e9, bandwidth=288e9, links=1, link_bandwidth=WORMHOLE_LINK, rings=(8,)),
-    "galaxy": Chip(8, 9, clock=1.0e9, bandwidth=288e9, links=4, link_bandwidth=WORMHOLE_LINK, rings=(4, 8)),
-    "p100": Chip(11, 10, clock=1.35e9, bandwidth=448e9),
-    "p150": Chip(11, 10, clock=1.35e9, bandwidth=512e9),
-    "p300": Chip(11, 10, clock=1.35e9, bandwidth=512e9, links=2, link_bandwidth=BLACKHOLE_LINK),
-    "p150x4": Chip(11, 10, clock=1.35e9, bandwidth=512e9, links=4, link_bandwidth=BLACKHOLE_LINK, rings=(4,)),
+    "n150": _WORMHOLE,
+    "n300": replace(_WORMHOLE, mesh=SYSTEMS["N300"]),
+    "t3k": replace(_WORMHOLE, mesh=SYSTEMS["T3K"]),
+    "galaxy": replace(_WORMHOLE, rows=9, mesh=SYSTEMS["GALAXY"]),
+    "p100": replace(_BLACKHOLE, bandwidth=448e9),
+    "p150": _BLACKHOLE,
+    "p300": replace(_BLACKHOLE, mesh=SYSTEMS["P300"]),
+    "p150x4": replace(_BLACKHOLE, mesh=SYSTEMS["P150_X4"]),
 }
 
 # A Tensix core multiplies 8 x 16 by 16 x 16 in a cycle, once for each phase of the fidelity.
@@ -139,8 +143,9 @@ def time(operations: Sequence[Operation], chip: Chip) -> Time:
         if operation.chips == 1:
             total += LAUNCH + work
             continue
-        sides = 2 if operation.chips in chip.rings else 1
-        transfer = operation.link_bytes / (sides * chip.links * chip.link_bandwidth * LINK_EFFICIENCY)
+        sides = 2 if operation.chips in chip.mesh.rings else 1
+        links = sides * chip.mesh.links
+        transfer = operation.link_bytes / (links * chip.link_bandwidth * LINK_EFFICIENCY)
         seconds = COLLECTIVE + max(work, transfer)
         total += seconds
         communication += seconds - (work if operation.flop else 0.0)
@@ -153,7 +158,7 @@ def _busy(operation: Operation, chip: Chip) -> float:
     On one chip that is a matter of a few percent, which the efficiencies include: they are of such work. The less a
     chip of a mesh has to do, the more of its cores wait for the others.
     """
-    if not chip.links or operation.kind == "convolution":
+    if chip.alone or operation.kind == "convolution":
         return 1.0
     rows, columns = chip.rows - MOVING_ROWS.get(operation.name, 0), chip.columns
     if operation.kind == "attention":
@@ -171,7 +176,7 @@ def _busy(operation: Operation, chip: Chip) -> float:
     return needed / (done * chip.cores)
 
 
-def calibration(mesh: bool = False) -> str:
+def calibration(mesh: bool) -> str:
     """One line: how far the model is off public figures of one chip, and of meshes if it is about one."""
     line = (
         "Times are modelled, not measured. The model against public figures of one N150, taken for HiFi2: "

@@ -8,7 +8,7 @@ import json
 import warnings
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.device import dram_bytes, open_device
+from tt_flux_kontext.device import dram_bytes, open_device, submeshes
 from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import answer
@@ -21,21 +21,29 @@ from tt_flux_kontext.residency import DoesNotFit
 def main() -> None:
     warnings.filterwarnings("ignore")  # of torch, about meta tensors
     gc.disable()  # captures are a million small objects without cycles, to be looked at again and again
-    with answer() as request, open_device("silicon") as device:
+    with answer() as request, open_device("silicon", request["mesh"]) as device:
+        if request["at_once"] > 1:  # the others are like the first
+            device = submeshes(device, request["at_once"])[0]
         for edit in request["edits"]:
-            _plan(request["system"], device, **edit)
+            _plan(request["system"], request["split"], device, **edit)
             gc.collect()  # traces in libraries' exceptions may hold on to its models
 
 
-def _plan(system: str, device, precision: str | None, **shape) -> None:
-    editor = full_size_editor(device, precision or next(iter(PRECISIONS)))
+def _plan(system: str, split: list[int] | None, device, precision: str | None, **shape) -> None:
+    editor = full_size_editor(device, precision or next(iter(PRECISIONS)), split)
     edit = full_size_edit(**shape)
     if precision is None:
         precision = editor.models.fitting_precision(editor.size(edit)) or editor.models.precision.name
-        editor = full_size_editor(device, precision)
+        editor = full_size_editor(device, precision, split)
     models = editor.models
     size = editor.size(edit)
-    _write(precision=precision, best=models.fitting_precision(size), workspaces=models.workspaces(size))
+    transformer = models.parallel["transformer"]
+    _write(
+        precision=precision,
+        best=models.fitting_precision(size),
+        workspaces=models.workspaces(size),
+        split=(transformer.sp, transformer.tp),
+    )
     phases = editor.run(edit)
     while True:
         free, total = dram_bytes(device)
@@ -50,6 +58,7 @@ def _plan(system: str, device, precision: str | None, **shape) -> None:
         if not isinstance(event, Phase):
             return
         done, peak = operations(capture), peaks(capture)
+        modelled = time(done, CHIPS[system])
         _write(
             name=event.name,
             weights=models.bytes_on_device,
@@ -59,7 +68,9 @@ def _plan(system: str, device, precision: str | None, **shape) -> None:
             ops=len(done),
             flop=sum(operation.flop for operation in done),
             traffic=sum(operation.dram_bytes for operation in done),
-            seconds=time(done, CHIPS[system]).seconds,
+            link_bytes=sum(operation.link_bytes for operation in done),
+            seconds=modelled.seconds,
+            communication=modelled.communication,
         )
 
 
