@@ -10,9 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.mock.conftest import BUCKETS, ON_P150, SQUARE, SYSTEM
 from tt_flux_kontext import cli
 from tt_flux_kontext.planner.kontext_dev import CONFIGS
-from tt_flux_kontext.planner.plan import Plan
+from tt_flux_kontext.planner.plan import Plan, Request, plan
+from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
 SPARE = 1_400_000_000  # bytes of DRAM that every phase must leave free on an N150
+MESHES = [name for name in SYSTEMS if name not in SINGLE_CHIP]
+MODEL_OF = {"step": "transformer", "transformer weights": "transformer"}  # of a phase that isn't named by it
 PHASES = ["clip", "t5", "vae encoder", "modulation", "transformer weights", "step", "vae decoder"]
 
 
@@ -47,17 +50,39 @@ def test_n150_edits_1024_square_in_bfp8_mixed(square_plan):
 
 def test_reserved_memory_is_enough_and_not_far_too_much(edits, square_plan):
     """What the pipeline keeps free for a model's activations, against TT-NN's allocator."""
-    model_of = {"step": "transformer", "transformer weights": "transformer"}
     for each in edits:
-        weights = 0
-        for phase in each.phases:
-            weights = max(weights, phase.weights)  # those that make room are there when it begins
-            reserved = each.workspaces[model_of.get(phase.name, phase.name)]
-            assert phase.peak - weights <= reserved, (each.request, phase)
-            weights = phase.weights
+        assert_reserved_memory_is_enough(each)
     square = square_plan(SYSTEM)
     for phase in (phase for phase in square.phases if phase.name in ("t5", "vae encoder", "step", "vae decoder")):
-        assert square.workspaces[model_of.get(phase.name, phase.name)] < 2 * (phase.peak - phase.weights), phase
+        assert square.workspaces[MODEL_OF.get(phase.name, phase.name)] < 2 * (phase.peak - phase.weights), phase
+
+
+@pytest.mark.parametrize("system", MESHES)
+def test_reserved_memory_is_enough_on_each_chip_of_a_mesh(square_plan, system):
+    assert_reserved_memory_is_enough(square_plan(system))
+
+
+def assert_reserved_memory_is_enough(each: Plan) -> None:
+    weights = 0
+    for phase in each.phases:
+        weights = max(weights, phase.weights)  # those that make room are there when it begins
+        reserved = each.workspaces[MODEL_OF.get(phase.name, phase.name)]
+        assert phase.peak - weights <= reserved, (each.system, each.request, phase)
+        weights = phase.weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", MESHES)
+def test_meshes_take_other_sizes(system):
+    """Maps whose rows fill no tiles, and texts that chips can't share evenly."""
+    requests = [
+        Request((944, 1104), (1104, 944), "bfp8_mixed"),
+        Request((752, 1392), None, "bfp8_mixed", images=2),
+        Request((512, 512), (512, 512), "bfp8_mixed", text_tokens=77),
+    ]
+    for each in plan(system, requests):
+        assert [phase.name for phase in each.phases] == PHASES, each.request
+        assert_reserved_memory_is_enough(each)
 
 
 def test_flop_are_those_of_diffusers(square_plan):
