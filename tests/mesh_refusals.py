@@ -98,6 +98,58 @@ def around_twice(n: New, **same):
     return around(n, **same), around(n, **same)
 
 
+def product(n: New, *, axis=1, grid=(8, 7), blocks=(2, 2), links=1, senders=8, chunks=1, **other):
+    """A matrix product of 64 rows that gathers features, 64 of a chip."""
+    chips = n.device.shape[axis]
+    (rows, inner), (m, k) = blocks, (64, 64)
+    right = {
+        "input_tensor": n(1, 1, m, k),
+        "weight_tensor": n(k * chips, 96),
+        "bias_tensor": n(1, 96),
+        "persistent_output_buffer": n(1, 1, m, k * chips),
+        "config": ttnn.MinimalMatmulConfig(
+            M_block_size=rows,
+            K_block_size=inner,
+            N_block_size=2,
+            subblock_h=2,
+            subblock_w=2,
+            compute_with_storage_grid_size=ttnn.CoreCoord(*grid),
+        ),
+        "multi_device_global_semaphore": [semaphore(n), semaphore(n)],
+        "topology": ttnn.Topology.Linear,
+        "num_links": links,
+        "num_workers_per_link": senders,
+        "cluster_axis": axis,
+        "chunks": chunks,
+    }
+    return ttnn.experimental.all_gather_minimal_matmul_async(**right | other)
+
+
+def product_twice(n: New, **same):
+    return product(n, **same), product(n, **same)
+
+
+def norm(n: New, *shape, axis=1, links=1, **other):
+    """A layer norm over features, 64 of a chip."""
+    x = n(*(shape or (1, 1, 64, 64)))
+    create = ttnn.experimental.dit_fused_distributed_layernorm_create_stats_buffer
+    right = {
+        "weight": n(1, 1, 1, 64),
+        "bias": n(1, 1, 1, 64),
+        "persistent_output_buffer": create(x, axis, n.device, num_links=links),
+        "num_preferred_links": links,
+        "topology": ttnn.Topology.Linear,
+        "multi_device_global_semaphore": [semaphore(n), semaphore(n)],
+    }
+    right |= other
+    semaphores = right.pop("multi_device_global_semaphore")
+    return ttnn.experimental.dit_fused_distributed_layernorm(x, axis, n.device, semaphores, **right)
+
+
+def norm_twice(n: New, **same):
+    return norm(n, **same), norm(n, **same)
+
+
 # case: (call of `New`, words of the emulator)
 CASES = {
     # splitting and joining
@@ -192,6 +244,50 @@ CASES = {
     "joint shares that fill no tile": (lambda n: around(n, joint=40, shares=True), "must fill tiles"),
     "joint shares with padding": (lambda n: around(n, joint=32, shares=True, logical_l=60), "logical_l must be"),
     "joint shares without a buffer": (lambda n: around(n, joint=32, logical_l=64), "need buffers"),
+    # products that gather
+    "gathered product along one chip": (lambda n: product(n, axis=0), "more than one chip"),
+    "gathered product in row-major": (lambda n: product(n, input_tensor=n(1, 1, 64, 64, layout=RM)), "Layout.TILE"),
+    "gathered product of fewer features": (lambda n: product(n, input_tensor=n(1, 1, 64, 32)), "inner dimensions"),
+    "gathered product with a long bias": (lambda n: product(n, bias_tensor=n(1, 128)), "the bias must be"),
+    "gathered product in parts of tiles": (lambda n: product(n, chunks=5), "chunks of whole tiles"),
+    "gathered product without a config": (lambda n: product(n, config=None), "a config is needed"),
+    "gathered product where links are served": (lambda n: product(n, grid=(8, 8)), "leave the last row"),
+    "gathered product, block of nothing": (lambda n: product(n, blocks=(2, 0)), "K_block_size"),
+    "gathered product, block of several chips": (lambda n: product(n, blocks=(2, 4)), "K_block_size"),
+    "gathered product, block of half subblocks": (lambda n: product(n, blocks=(3, 2)), "whole subblocks"),
+    "gathered product over no links": (lambda n: product(n, links=0), "num_links"),
+    "gathered product, senders of two links": (lambda n: product(n, senders=4), "num_links"),
+    "gathered product, one semaphore for both ways": (
+        lambda n: product(n, multi_device_global_semaphore=[semaphore(n)] * 2), "two different semaphores"),
+    "gathered product around two chips": (lambda n: product(n, topology=ttnn.Topology.Ring), "is no ring"),
+    "gathered product into no buffer": (
+        lambda n: product(n, persistent_output_buffer=None), "persistent_output_buffer is needed"),
+    "gathered product into a short buffer": (
+        lambda n: product(n, persistent_output_buffer=n(1, 1, 64, 64)), "persistent_output_buffer must be"),
+    "gathered product into a buffer of another dtype": (
+        lambda n: product(n, persistent_output_buffer=n(1, 1, 64, 128, dtype=F32)), "persistent_output_buffer must be"),
+    "gathered product into the same buffer": (
+        lambda n: product_twice(n, persistent_output_buffer=n(1, 1, 64, 128)), "twice in a row"),
+    "gathered product with the same semaphores": (
+        lambda n: product_twice(n, multi_device_global_semaphore=[semaphore(n), semaphore(n)]), "twice in a row"),
+    # norms over several chips
+    "shared norm by block floats": (lambda n: norm(n, weight=n(1, 64, dtype=BF8)), "weight must be"),
+    "shared norm of two samples": (lambda n: norm(n, 2, 1, 64, 64), "must be"),
+    "shared norm of partial tiles": (
+        lambda n: norm(n, 1, 1, 64, 48, weight=n(1, 48), bias=n(1, 48)), "whole tiles along W"),
+    "shared norm by another weight": (lambda n: norm(n, weight=n(1, 96)), "weight must be one row"),
+    "shared norm with a bias alone": (lambda n: norm(n, weight=None), "requires a weight"),
+    "shared norm with a row-major bias": (lambda n: norm(n, bias=n(1, 64, layout=RM)), "bias must be in"),
+    "shared norm without a buffer": (lambda n: norm(n, persistent_output_buffer=None), "is required"),
+    "shared norm into tiles": (
+        lambda n: norm(n, persistent_output_buffer=n(1, 1, 4, 1088, dtype=F32)), "persistent_output_buffer must be"),
+    "shared norm of more rows than its buffer": (
+        lambda n: norm(n, persistent_output_buffer=n(1, 1, 2, 1088, dtype=F32, layout=RM)),
+        "persistent_output_buffer must be"),
+    "shared norm without semaphores": (lambda n: norm(n, multi_device_global_semaphore=[]), "must not be empty"),
+    "shared norm around two chips": (lambda n: norm(n, topology=ttnn.Topology.Ring), "is no ring"),
+    "shared norm with the same semaphores": (
+        lambda n: norm_twice(n, multi_device_global_semaphore=[semaphore(n)]), "twice in a row"),
 }  # fmt: skip
 
 # Calls that no signature takes.
@@ -222,4 +318,13 @@ SILENT = {
     "ring attention around no ring": "makes a line of it",
     "joint tensors of fewer heads": "reads beyond them",
     "joint shares without a buffer": "takes memory that a neighbour may write to before it is free",
+    "gathered product, one semaphore for both ways": "may hang, or be wrong",
+    "gathered product around two chips": "hangs: the first chip has nobody before it, the second nobody behind it",
+    "gathered product into no buffer": "takes memory that a neighbour may write to before it is free",
+    "gathered product into a short buffer": "writes beyond it",
+    "gathered product into a buffer of another dtype": "takes bytes for others",
+    "gathered product into the same buffer": "a chip may overwrite what its neighbour still reads",
+    "gathered product with the same semaphores": "may hang, or be wrong",
+    "shared norm around two chips": "hangs, as gathered products do",
+    "shared norm with the same semaphores": "may hang, or be wrong",
 }

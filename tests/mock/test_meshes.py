@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from tests.mesh_refusals import CASES, SIGNATURES, SILENT, around
+from tests.mesh_refusals import CASES, SIGNATURES, SILENT, around, norm, product
 from tests.mock.recording import Recorder
 from tests.pcc.test_pipeline import picture
 from tests.refusals import New
@@ -24,12 +24,20 @@ def work(mesh) -> None:
                 gather_and_sum(x, axis)
             convolve_with_halo(mesh, axis)
             attend_around(New(mesh), axis)
+            share_features(New(mesh), axis)
 
 
 def attend_around(new: New, axis: int) -> None:
     around(new, axis=axis, logical_n=64 * new.device.shape[axis] - 13)
     around(new, axis=axis, joint=40)
     around(new, axis=axis, joint=32, shares=True)
+
+
+def share_features(new: New, axis: int) -> None:
+    product(new, axis=axis)
+    product(new, axis=axis, bias_tensor=None, chunks=3, dtype=ttnn.float32)
+    norm(new, axis=axis)
+    norm(new, 1, 1, 32 * 40 + 1, 64, axis=axis)
 
 
 def split_and_join(mesh) -> list:
