@@ -41,6 +41,12 @@ SYSTEMS = {
     "P150_X4": System(((1, 4), (2, 2)), rings=(4,), links=4),
 }
 
+# Of the norm that chips share: tiles of a chip's row at most, since of 64 to 72 it would hold more than a core's L1;
+# and links, since of five rows of tiles it would deal out its cores over four wrongly, and hang.
+_NORM_TILES, _NORM_LINKS = 56, 2
+# Packets that each sending core of a product has room for: 0.8 MB of a core's L1 where eight share a link.
+_PACKETS = 24
+
 
 def system() -> System:
     """The one that TT-NN finds."""
@@ -65,10 +71,10 @@ class Mesh:
     def chips(self) -> int:
         return math.prod(self.shape)
 
-    def split(self, chips: Sequence[int]) -> "Parallel":
+    def split(self, chips: Sequence[int], width: int = 0) -> "Parallel":
         """`chips`: (SP, TP), by which tokens and features are split, the lengths of both axes.
 
-        Raises `ValueError` for others.
+        `width` as of `Parallel`. Raises `ValueError` for chips that the mesh hasn't.
         """
         ways = {self.shape[::-1]: (1, 0), self.shape: (0, 1)}
         if tuple(chips) not in ways:
@@ -77,7 +83,7 @@ class Mesh:
                 f"A mesh of {self.shape[0]} x {self.shape[1]} chips can't be split by {tuple(chips)} for tokens and "
                 f"features, only by {known}. Open another form of the mesh, or parts of it, for another split."
             )
-        return Parallel(self, *ways[tuple(chips)])
+        return Parallel(self, *ways[tuple(chips)], width)
 
     def tokens(self) -> "Parallel":
         """Tokens over the longest axis, the same on all chips along the other one."""
@@ -108,6 +114,15 @@ class Mesh:
 
         return _in_turns(self._buffers, (name, *shape, dtype), make)
 
+    def statistics_buffer(self, x: "ttnn.Tensor", axis: int, links: int) -> "ttnn.Tensor":
+        """For what a norm of `x` exchanges along an axis."""
+
+        def make() -> "ttnn.Tensor":
+            create = ttnn.experimental.dit_fused_distributed_layernorm_create_stats_buffer
+            return create(x, axis, self.device, num_links=links)
+
+        return _in_turns(self._buffers, ("statistics", axis, *x.shape), make)
+
     def free_buffers(self) -> None:
         """Another edit may want others, of other shapes."""
         self._buffers.clear()
@@ -127,21 +142,33 @@ class Parallel:
     Args:
         sp_axis: of the mesh, along which chips hold different tokens; None where all have them all.
         tp_axis: along which they hold different features.
+        width: features of a residual stream that may be split along TP too; 0 for none.
 
     Attributes:
         sp, tp: chips along these axes, 1 where there is none.
+        fused: whether each chip along TP has features of its own of the residual stream. Then norms exchange their
+            statistics, and matrix products gather what they take, each in its one operation; else the stream, and what
+            is made of it between products, is whole on each of these chips.
     """
 
-    def __init__(self, mesh: Mesh, sp_axis: int | None = None, tp_axis: int | None = None):
+    def __init__(self, mesh: Mesh, sp_axis: int | None = None, tp_axis: int | None = None, width: int = 0):
         self.mesh = mesh
         self.device = mesh.device
+        self.width = width
         self.sp_axis, self.tp_axis = sp_axis, tp_axis
         self.sp, self.tp = (1 if axis is None else mesh.shape[axis] for axis in (sp_axis, tp_axis))
+        # Pairs of tiles: around a ring, half of each block that products gather comes from either side.
+        tiles, rest = divmod(width, ttnn.TILE_SIZE * self.tp)
+        self.fused = self.tp > 1 and rest == tiles % 2 == 0 and 0 < tiles <= _NORM_TILES
 
     @property
     def key(self) -> list:
         """What the parameters on each chip depend on, as JSON has it."""
-        return [list(self.mesh.shape), self.tp_axis if self.tp > 1 else None]
+        return [list(self.mesh.shape), self.tp_axis if self.tp > 1 else None, self.fused]
+
+    def features(self) -> "Parallel":
+        """The same split of features, of what all chips along SP have whole."""
+        return Parallel(self.mesh, None, self.tp_axis, self.width)
 
     def rows(self, tokens: int) -> int:
         """Rows of a chip that holds its share of tokens: whole tiles, where there are several chips."""
@@ -173,9 +200,14 @@ class Parallel:
         config = ttnn.MeshMapperConfig(placements, ttnn.MeshShape(*self.mesh.shape))
         return ttnn.create_mesh_mapper(self.device, config)
 
-    def all_reduce(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
-        """The sum over TP, on each of its chips."""
-        return x if self.tp == 1 else ttnn.all_reduce(x, cluster_axis=self.tp_axis)
+    def sum(self, x: "ttnn.Tensor") -> "ttnn.Tensor":
+        """The sum over TP of [1, 1, S, D]: on each of its chips, or of each the features that are its own."""
+        if self.tp == 1:
+            return x
+        # A product that scatters too (minimal_matmul_strided_reduce_scatter_async) would hang on two chips, go around
+        # rings alone, and save 1 to 3 % of a step on a Galaxy.
+        along = {"cluster_axis": self.tp_axis}
+        return ttnn.reduce_scatter(x, 3, **along) if self.fused else ttnn.all_reduce(x, **along)
 
     def all_gather(self, x: "ttnn.Tensor", dim: int) -> "ttnn.Tensor":
         """What the chips along TP have, side by side, on each of them."""
@@ -200,6 +232,41 @@ class Parallel:
     def partition(self, x: "ttnn.Tensor", dim: int) -> "ttnn.Tensor":
         """Of a tensor that the chips along TP have whole, each its share."""
         return x if self.tp == 1 else ttnn.mesh_partition(x, dim, cluster_axis=self.tp_axis)
+
+    def product(self, x: "ttnn.Tensor") -> dict:
+        """Arguments of a matrix product that gathers its input along TP, of which each chip has `x` [1, 1, S, D]."""
+        _, _, rows, width = x.shape
+        grid, links = self.device.compute_with_storage_grid_size(), self.mesh.system.links
+        tiles = width // ttnn.TILE_SIZE
+        return {
+            "config": ttnn.MinimalMatmulConfig(
+                M_block_size=8,
+                K_block_size=next(size for size in (8, 6, 4, 2) if tiles % size == 0),
+                N_block_size=8,
+                subblock_h=2,
+                subblock_w=2,
+                compute_with_storage_grid_size=ttnn.CoreCoord(grid.x, grid.y - 1),  # the last row serves the links
+            ),
+            "persistent_output_buffer": self.mesh.buffer("gathered", (1, 1, rows, self.tp * width), x.dtype),
+            "multi_device_global_semaphore": self.mesh.semaphores("product", self.tp_axis),
+            "num_links": links,
+            "cluster_axis": self.tp_axis,
+            "topology": ttnn.get_usable_topology(x, cluster_axis=self.tp_axis),
+            "num_workers_per_link": math.ceil(grid.x / links),
+            "num_buffers_per_channel": _PACKETS,
+        }
+
+    def norm(self, x: "ttnn.Tensor") -> dict:
+        """Arguments of a norm over the features of all chips along TP, of which each has `x` [1, 1, S, D]."""
+        links = min(self.mesh.system.links, _NORM_LINKS)
+        return {
+            "persistent_output_buffer": self.mesh.statistics_buffer(x, self.tp_axis, links),
+            "multi_device_global_semaphore": self.mesh.semaphores("norm", self.tp_axis),
+            "num_preferred_links": links,
+            "cluster_axis": self.tp_axis,
+            "mesh_device": self.device,
+            "topology": ttnn.get_usable_topology(x, cluster_axis=self.tp_axis),
+        }
 
     def ring(self, x: "ttnn.Tensor") -> dict:
         """Arguments of a collective of `x` that goes along SP, in a ring where cables close it."""

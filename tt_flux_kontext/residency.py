@@ -234,13 +234,16 @@ class Models:
 
 def _splits(mesh: Mesh, configs: dict, split: tuple[int, int] | None) -> dict[str, Parallel]:
     """By model, how it is split over the mesh."""
-    transformer = mesh.split(split or sorted(mesh.shape, reverse=True))
-    Transformer.check_split(configs["transformer"], transformer.tp)
+    config = configs["transformer"]
+    transformer = mesh.split(split or sorted(mesh.shape, reverse=True), config.inner_dim)
+    Transformer.check_split(config, transformer.tp)
+    # Chips that have features of their own of the stream make those of the vectors that change it.
+    modulation = transformer.features() if transformer.fused else mesh.features(partial(Modulation.divides, config))
     return {
         "clip": mesh.features(partial(CLIPTextEncoder.divides, configs["text_encoder"])),
         "t5": mesh.features(partial(T5Encoder.divides, configs["text_encoder_2"])),
         "vae encoder": mesh.tokens(),
-        "modulation": mesh.features(partial(Modulation.divides, configs["transformer"])),
+        "modulation": modulation,
         "transformer": transformer,
         "vae decoder": mesh.tokens(),
     }

@@ -72,5 +72,26 @@ class TestT3K:
         """Three heads a chip, heads that don't divide; padding at the end, and between text and image."""
         sp, tp = split
         label = f"transformer, {heads} x {head_dim}, {context} + {2 * rows * columns} tokens, {sp} by {tp}"
-        parallel = Mesh(mesh_device).split((sp, tp))
+        parallel = Mesh(mesh_device).split((sp, tp), heads * head_dim)
         test_transformer.compare(parallel, check_accuracy, label, heads, head_dim, rows, columns, context)
+
+
+@pytest.mark.parametrize(
+    "device_params,split,heads",
+    [
+        ({"name": "emulated:n300"}, (1, 2), 4),
+        ({"name": "emulated:t3k"}, (2, 4), 4),
+        ({"name": "emulated:galaxy"}, (8, 4), 4),
+        ({"name": "emulated:galaxy", "mesh_shape": (4, 8)}, (4, 8), 8),
+        ({"name": "emulated:p150x4"}, (1, 4), 4),
+    ],
+    indirect=["device_params"],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_split_stream(mesh_device, check_accuracy, split, heads, fused):
+    """The residual stream split by features, in lines and in rings, or whole on each chip."""
+    sp, tp = split
+    parallel = Mesh(mesh_device).split((sp, tp), 64 * heads if fused else 0)
+    assert parallel.fused is fused
+    label = f"transformer, {'split' if fused else 'whole'} stream, {sp} by {tp}"
+    test_transformer.compare(parallel, check_accuracy, label, heads, 64, 7, 9, 32 * sp)

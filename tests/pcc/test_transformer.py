@@ -213,7 +213,9 @@ def compare(
     text, pooled = bf16(torch.randn(1, context, 64)), bf16(torch.randn(1, 64))
 
     config = config_of(model)
-    table = Modulation(config, weights(model, device))([SIGMA], GUIDANCE, device_tensor(pooled[None], device))
+    vectors = parallel.features() if parallel.fused else None
+    modulation = Modulation(config, weights(model, device, vectors))
+    table = modulation([SIGMA], GUIDANCE, device_tensor(pooled[None], device))
     transformer = Transformer(config, weights(model, device, parallel))
     positions = Positions.of(ids, context, config, parallel)
     inputs = (parallel.scatter(x[0], ttnn.bfloat16) for x in (latents, text))

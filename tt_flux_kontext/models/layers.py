@@ -23,7 +23,10 @@ class Linear:
         out_zeros: features of zeros behind each layer's own.
         in_zeros: features that x has besides, behind its first part, and that don't count.
         split: over chips along TP: "columns", each gives its share of every layer's outputs; "rows", each takes its
-            share of every part's inputs, and their sum is on all of them.
+            share of every part's inputs, and they are summed up (`Parallel.sum`).
+        pieces: that each layer's outputs are made of, side by side: "columns" gives each chip its share of each.
+
+    Of an input that is split over these chips, of which each has its share, the product gathers the others' shares.
     """
 
     def __init__(
@@ -37,12 +40,19 @@ class Linear:
         out_zeros: int = 0,
         in_zeros: int = 0,
         split: str | None = None,
+        pieces: int = 1,
     ):
         matrices, biases = ([f"{name}.{part}" for name in names] for part in ("weight", "bias"))
         self.weight = weights.matrix(
-            matrices, out_features, in_features, out_zeros=out_zeros, in_zeros=in_zeros, split=split
+            matrices,
+            out_features,
+            in_features,
+            out_zeros=out_zeros,
+            in_zeros=in_zeros,
+            split=split,
+            pieces=pieces,
         )
-        self.bias = weights.row(biases, out_features, zeros=out_zeros, split=split) if bias else None
+        self.bias = weights.row(biases, out_features, zeros=out_zeros, split=split, pieces=pieces) if bias else None
         self.split = split
         self.parallel = weights.parallel
         self.activation = activation and ttnn.UnaryWithParam(
@@ -52,6 +62,9 @@ class Linear:
 
     def __call__(self, *parts: "ttnn.Tensor", dtype: "ttnn.DataType | None" = None) -> "ttnn.Tensor":
         """Two parts of x, [1, 1, S, in_features] side by side, are read as one."""
+        if self._is_share(parts[0]):
+            (y,) = self._gathered_product(parts[0], dtype=dtype)
+            return y
         # ttnn.linear would take an operation more for the activation, and parts would have to be copied together.
         y = ttnn.experimental.minimal_matmul(
             parts[0] if len(parts) == 1 else list(parts),
@@ -61,11 +74,30 @@ class Linear:
             dtype=dtype or ttnn.bfloat16,
             compute_kernel_config=self.compute_config,
         )
-        return self.parallel.all_reduce(y) if self.split == "rows" else y
+        return self.parallel.sum(y) if self.split == "rows" else y
 
     def add_to(self, residual: "ttnn.Tensor", gate: "ttnn.Tensor", *parts: "ttnn.Tensor") -> "ttnn.Tensor":
         """residual + y gate, the end of a block's branch. gate: [1, 1, 1, out_features]."""
         return ttnn.addcmul(residual, self(*parts), gate)
+
+    def _is_share(self, x: "ttnn.Tensor") -> bool:
+        """Whether x is what one chip along TP has of the layer's input."""
+        return self.parallel.fused and x.shape[3] * self.parallel.tp == self.weight.shape[-2]
+
+    def _gathered_product(
+        self, x: "ttnn.Tensor", count: int = 1, dtype: "ttnn.DataType | None" = None
+    ) -> "list[ttnn.Tensor]":
+        """Of x [1, 1, S, in_features / tp]; the outputs in `count` equal parts."""
+        return ttnn.experimental.all_gather_minimal_matmul_async(
+            x,
+            self.weight,
+            bias_tensor=self.bias,
+            fused_activation=self.activation,
+            chunks=count,
+            dtype=dtype or ttnn.bfloat16,
+            compute_kernel_config=self.compute_config,
+            **self.parallel.product(x),
+        )
 
 
 class Projections(Linear):
@@ -84,6 +116,8 @@ class Projections(Linear):
 
     def __call__(self, x: "ttnn.Tensor") -> "list[ttnn.Tensor]":
         """Outputs [1, 1, S, (out_features + out_zeros) / tp] in the order of the names."""
+        if self._is_share(x):
+            return self._gathered_product(x, self.count)
         return ttnn.experimental.minimal_matmul_split(
             x,
             self.weight,

@@ -23,7 +23,7 @@ SCALE = 1000.0  # of times and guidance before their sinusoids: diffusers' FluxT
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Vectors of one adaptive layer norm, each [1, 1, 1, D].
+    """Vectors of one adaptive layer norm, each [1, 1, 1, D]; of a residual stream that is split, a chip's features.
 
     `scale` is 1 + the model's scale, as the norm multiplies by it. `gate` multiplies what follows the norm; the last
     norm has none.
@@ -101,7 +101,10 @@ class Modulation:
         self.text_embedder = _Embedder(embed.at("text_embedder"), config.pooled_projection_dim, dim)
 
         def linear(name: str, vectors: int) -> Linear:
-            return _FewRows(weights, f"{name}.linear", in_features=dim, out_features=vectors * dim, split="columns")
+            # Of a stream that is split, each chip makes its own features of each vector.
+            pieces = vectors if weights.parallel.fused else 1
+            name = f"{name}.linear"
+            return _FewRows(weights, name, in_features=dim, out_features=vectors * dim, split="columns", pieces=pieces)
 
         self.double = [
             (linear(f"transformer_blocks.{i}.norm1", 6), linear(f"transformer_blocks.{i}.norm1_context", 6))
@@ -148,15 +151,20 @@ class Modulation:
 
     def _vectors(self, linear: Linear, temb: "ttnn.Tensor", names: tuple[str, ...]) -> "ttnn.Tensor":
         """What a linear layer makes of `temb`: vectors side by side, bfloat16 [1, 1, N, len(names) D]."""
-        one = torch.tensor([float(name == "scale") for name in names]).repeat_interleave(temb.shape[3])
-        made = self.parallel.all_gather(linear(temb), dim=3)
+        made = linear(temb)
+        if not self.parallel.fused:
+            made = self.parallel.all_gather(made, dim=3)
+        one = torch.tensor([float(name == "scale") for name in names]).repeat_interleave(made.shape[3] // len(names))
         # 1 + scale is rounded once, here.
         return ttnn.add(made, upload(one[None, None, None], self.device, ttnn.float32), dtype=ttnn.bfloat16)
 
 
 @dataclass(frozen=True)
 class ModulationTable:
-    """Of each linear layer of `Modulation` its vectors, [1, 1, N, vectors D], a row a step; 2 MB a row for Flux."""
+    """Of each linear layer of `Modulation` its vectors, [1, 1, N, vectors D], a row a step; 2 MB a row for Flux.
+
+    Of a residual stream that is split, a chip's features of each vector.
+    """
 
     double: "list[tuple[ttnn.Tensor, ttnn.Tensor]]"
     single: "list[ttnn.Tensor]"

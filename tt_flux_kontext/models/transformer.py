@@ -63,15 +63,20 @@ class _Adaptable:
     """The norm before linear layers, adapted by shift and 1 + scale."""
 
     def __init__(self, weights: Weights):
+        self.parallel = weights.parallel
         self.norm_config = weights.norm_config
 
     def norm(self, x: "ttnn.Tensor", modulation: Adaptive) -> "ttnn.Tensor":
-        return ttnn.layer_norm(
+        norm, more = ttnn.layer_norm, {}
+        if self.parallel.fused:
+            norm, more = ttnn.experimental.dit_fused_distributed_layernorm, self.parallel.norm(x)
+        return norm(
             x,
             weight=modulation.scale,
             bias=modulation.shift,
             epsilon=EPS,
             compute_kernel_config=self.norm_config,
+            **more,
         )
 
 
@@ -230,10 +235,9 @@ class Transformer(_Adaptable):
         super().__init__(weights)
         dim = config.inner_dim
         full = weights.full()
-        self.x_embedder = Linear(full, "x_embedder", in_features=config.in_channels, out_features=dim)
-        self.context_embedder = Linear(
-            full, "context_embedder", in_features=config.joint_attention_dim, out_features=dim
-        )
+        stream = {"out_features": dim, "split": "columns" if weights.parallel.fused else None}
+        self.x_embedder = Linear(full, "x_embedder", in_features=config.in_channels, **stream)
+        self.context_embedder = Linear(full, "context_embedder", in_features=config.joint_attention_dim, **stream)
         self.double_blocks = [
             DoubleBlock(config, weights.at(f"transformer_blocks.{i}")) for i in range(config.num_layers)
         ]

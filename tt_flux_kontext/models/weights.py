@@ -100,18 +100,20 @@ class Weights:
         out_zeros: int = 0,
         in_zeros: int = 0,
         split: str | None = None,
+        pieces: int = 1,
     ):
         """Matrices [out, in] of linear layers that share their input, as one [in, sum of out] in tiles.
 
         `in_features` may be of parts that lie side by side. `out_zeros`: features of zeros behind each matrix's own;
         `in_zeros`: features that the input has besides, behind its first part, and that are multiplied by zero.
         `split`: "columns" gives each chip along TP its share of every matrix's outputs, "rows" of every part's inputs.
+        `pieces`: that a matrix's outputs are made of, side by side, each of which "columns" shares out.
         """
         parts = [in_features] if isinstance(in_features, int) else list(in_features)
         columns, rows = (self.parallel.tp if split == way else 1 for way in ("columns", "rows"))
 
         def build(*matrices: torch.Tensor) -> torch.Tensor:
-            stacked = _stacked([_padded(matrix, out_zeros) for matrix in matrices], columns)
+            stacked = _stacked([_padded(matrix, out_zeros) for matrix in matrices], columns, pieces)
             if rows == 1 and not in_zeros:
                 return stacked.T
             first, *others = stacked.T.split(parts)
@@ -133,6 +135,7 @@ class Weights:
         *,
         zeros: int = 0,
         split: str | None = None,
+        pieces: int = 1,
         dtype: str = "bfloat16",
     ):
         """Vectors [size], such as the biases of those layers, as one row [1, sum of sizes] in a row of tiles.
@@ -142,7 +145,7 @@ class Weights:
         columns, rows = (self.parallel.tp if split == way else 1 for way in ("columns", "rows"))
 
         def build(*vectors: torch.Tensor) -> torch.Tensor:
-            return _padded(_stacked([_padded(vector, zeros) for vector in vectors], columns)[None], rows - 1)
+            return _padded(_stacked([_padded(vector, zeros) for vector in vectors], columns, pieces)[None], rows - 1)
 
         return self._place(
             names,
@@ -265,8 +268,12 @@ def _padded(x: torch.Tensor, zeros: int) -> torch.Tensor:
     return torch.cat([x, x.new_zeros(zeros, *x.shape[1:])]) if zeros else x
 
 
-def _stacked(parts: Sequence[torch.Tensor], shares: int) -> torch.Tensor:
-    """Parts one below the other, in equal shares: first the first share of each part, then the second one of each."""
+def _stacked(parts: Sequence[torch.Tensor], shares: int, pieces: int = 1) -> torch.Tensor:
+    """Parts one below the other, in equal shares: first the first share of each part, then the second one of each.
+
+    Parts may be cut into `pieces` first.
+    """
+    parts = [piece for part in parts for piece in part.chunk(pieces)]
     if len(parts) == 1:
         return parts[0]
     return torch.cat([part.unflatten(0, (shares, -1)) for part in parts], 1).flatten(0, 1)
