@@ -58,7 +58,7 @@ class Mesh:
         self.device = device
         self.shape = tuple(device.shape) if device else (1, 1)
         self.system = system() if self.chips > 1 else System()
-        self._semaphores: dict[int, list] = {}
+        self._semaphores: dict[tuple, list] = {}
         self._buffers: dict[tuple, list] = {}
 
     @property
@@ -89,15 +89,15 @@ class Mesh:
                 return Parallel(self, None, axis)
         return Parallel(self)
 
-    def semaphores(self, axis: int) -> list:
-        """For a collective along an axis."""
+    def semaphores(self, collective: str, axis: int) -> list:
+        """For one kind of collective along an axis."""
         grid = self.device.compute_with_storage_grid_size()
         cores = ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(grid.x - 1, grid.y - 1))
 
         def make() -> list:
             return [ttnn.create_global_semaphore(self.device, ttnn.CoreRangeSet({cores}), 0) for _ in range(2)]
 
-        return _in_turns(self._semaphores, axis, make)
+        return _in_turns(self._semaphores, (collective, axis), make)
 
     def buffer(self, name: str, shape: Sequence[int], dtype: "ttnn.DataType") -> "ttnn.Tensor":
         """In tiles, of no values; `name` tells apart what is in use at the same time."""
@@ -191,7 +191,7 @@ class Parallel:
         """
         # No persistent output buffer: with one the op leaves out the barrier that keeps a neighbour from writing too
         # early (tt-metal pull request 55264).
-        neighbour, barrier = self.mesh.semaphores(self.sp_axis)
+        neighbour, barrier = self.mesh.semaphores("halo", self.sp_axis)
         return ttnn.experimental.neighbor_pad_async(
             x, [1], [above], [below], "zeros", [self.sp_axis], [neighbour], [barrier], topology=ttnn.Topology.Linear
         )
@@ -203,7 +203,7 @@ class Parallel:
     def ring(self, x: "ttnn.Tensor") -> dict:
         """Arguments of a collective of `x` that goes along SP, in a ring where cables close it."""
         return {
-            "multi_device_global_semaphore": self.mesh.semaphores(self.sp_axis),
+            "multi_device_global_semaphore": self.mesh.semaphores("ring", self.sp_axis),
             "num_links": self.mesh.system.links,
             "cluster_axis": self.sp_axis,
             "mesh_device": self.device,

@@ -173,15 +173,17 @@ class Models:
         width = self.transformer_config.inner_dim
         tokens, transformer = size.text_tokens + size.image_tokens, self.parallel["transformer"]
         passed_around = 0 if transformer.sp == 1 else 8 * tokens * width // transformer.tp  # keys and values, twice
-        channels = self.vae_config.block_out_channels[:2]
-        lasting = LASTING + self._kept(size)
+        channels, maps = self.vae_config.block_out_channels[:2], self.parallel["vae encoder"].sp
+        # Besides a part of a map there is a mask, and the part is larger than a share where rows don't divide.
+        encoder, decoder = (14, 12) if maps == 1 else (20, 16)
+        lasting, of_result = LASTING + self._kept(size), 64 * size.results
         return {
             "clip": lasting,
             "t5": lasting + 16 * self.t5_config.num_heads // self.parallel["t5"].tp * size.text_tokens**2,
-            "vae encoder": lasting + 14 * size.pixels * channels[0],
+            "vae encoder": lasting + encoder * channels[0] * size.pixels // maps,
             "modulation": lasting,
             "transformer": lasting + 32 * tokens * width // transformer.sp + passed_around,
-            "vae decoder": lasting + (12 * max(channels) + 64 * size.results) * size.pixels,  # 64: of a result's own
+            "vae decoder": lasting + (decoder * max(channels) + of_result) * size.pixels // maps,
         }
 
     def _kept(self, size: EditSize) -> int:
