@@ -107,6 +107,10 @@ def normalisation() -> Iterator[tuple]:
     for name in ("layer_norm", "rms_norm"):
         out = getattr(ttnn, name)(put(x), epsilon=1e-6, **placed, **EXACT)
         yield name, out, golden(name)(x, epsilon=1e-6, **affine)
+    rows = torch.randn(1, 4, 77, 96)
+    for name in ("mean", "var"):
+        out = getattr(ttnn, name)(put(rows, ttnn.float32), dim=2, keepdim=True)
+        yield name, out, golden(name)(rows, dim=2, keepdim=True)
     scores = random(1, 12, 77, 77)
     yield "softmax", ttnn.softmax(put(scores), dim=-1, **EXACT), golden("softmax")(scores, dim=-1)
     pixels, affine = random(1, 1, 4096, 128), {"weight": random(1, 1, 4, 32), "bias": random(1, 1, 4, 32)}

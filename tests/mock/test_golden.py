@@ -6,6 +6,7 @@ from tt_flux_kontext.planner.mock_device import run
 
 EXACT = 0.0
 TIES = 1e-4  # the chip rounds ties to bfloat16 away from zero, torch to even
+SUMS = 1e-6  # in float32, in another order
 ROUNDING = 2e-3  # one rounding to bfloat16
 ATTENTION = 4e-3  # the result is rounded before it is divided, and after
 GROUP_NORM = 8e-3  # of a bfloat16 map: statistics are bfloat16 too
@@ -29,6 +30,8 @@ BOUNDS = {
     "rms_norm": ROUNDING,
     "group_norm": GROUP_NORM,
     "softmax": ROUNDING,
+    "mean": SUMS,
+    "var": SUMS,
     "transformer.scaled_dot_product_attention": ATTENTION,
     "transformer.joint_scaled_dot_product_attention": JOINT_ATTENTION,
     "conv2d": ROUNDING,
