@@ -52,6 +52,16 @@ BOUNDS = {
     "zeros": EXACT,
 }
 
+# Here there is one chip. Unit tests hold these against torch on several.
+ON_MESHES = {
+    "all_gather",
+    "all_reduce",
+    "copy_host_to_device_tensor",
+    "mesh_partition",
+    "reduce_scatter",
+    "transformer.ring_joint_scaled_dot_product_attention",
+}
+
 
 @pytest.fixture(scope="module")
 def answers() -> list[dict]:
@@ -61,7 +71,7 @@ def answers() -> list[dict]:
 def test_all_golden_functions_are_compared_with(answers):
     names, *comparisons = answers
     # That of load_tensor reads TT-NN's own file format, which the emulator neither reads nor writes.
-    known = set(names["with golden"]) - {"load_tensor"}
+    known = set(names["with golden"]) - {"load_tensor"} - ON_MESHES
     assert known == BOUNDS.keys() == {comparison["op"] for comparison in comparisons}
 
 
