@@ -16,8 +16,8 @@ from tt_flux_kontext.device import open_device
 
 @pytest.fixture
 def device_params(request) -> dict:
-    """Arguments of `open_device`; set them with indirect parametrization."""
-    return getattr(request, "param", {})
+    """Arguments of `open_device`, by default for one chip; set them with indirect parametrization."""
+    return getattr(request, "param", {"mesh_shape": (1, 1)})
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tt_flux_kontext.device import open_device
 def main(device_name: str, folder: Path, names: list[str]) -> int:
     """Returns 1 if a case raised, else 0."""
     raised = 0
-    with open_device(device_name) as device:
+    with open_device(device_name, mesh_shape=(1, 1)) as device:
         for name in names:
             print(f"{name} ...", flush=True)  # in the log, before whatever TT-NN says of it
             try:

@@ -48,6 +48,9 @@ def clip(bench: Bench, ids):
 @cases(LIKE, transformer={}, transformer_bfp8={"policy": BFP8}, transformer_9x9={})
 def transformer(bench: Bench, latents, reference, context, pooled, policy=BF16):
     """Velocity of a square of noise beside a reference of that size; all [tokens, features], pooled [features]."""
+    from tt_flux_kontext.backend import ttnn
+    from tt_flux_kontext.models.transformer import Positions
+
     side = round(len(latents) ** 0.5)
     ids = torch.cat([image_ids(side, side, index) for index in (0, 1)])
     velocity = torch_pipeline().transformer(
@@ -62,9 +65,10 @@ def transformer(bench: Bench, latents, reference, context, pooled, policy=BF16):
 
     ours = models(bench, policy)
     step = ours["modulation"]([SIGMA], GUIDANCE, bench.put(pooled[None, None, None])).step(0)
-    model, positions = ours["transformer"], ours["transformer"].positions(ids, len(context))
-    placed = [bench.put(x[None, None]) for x in (latents, reference, context)]
-    yield model(*placed, positions, step), velocity[None]
+    parallel = ours.parallel["transformer"]
+    positions = Positions.of(ids, len(context), ours.transformer_config, parallel)
+    placed = [parallel.scatter(x, ttnn.bfloat16) for x in (torch.cat([latents, reference]), context)]
+    yield parallel.gather(ours["transformer"](*placed, positions, step))[None, None, : len(latents)], velocity[None]
 
 
 @cases(AT_MOST, vae_encoder={})
