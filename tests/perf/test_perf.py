@@ -46,7 +46,7 @@ def test_a_step_on_several_chips_is_quick(system, most):
 
 
 def test_more_chips_cost_no_operation_but_sums():
-    """Split by tokens a step has the operations of one chip. By features it has sums too, which scatter what they sum."""
+    """Split by tokens a step has the operations of one chip; by features it has sums too, which scatter."""
     ops = {key: target["planned"]["step"]["ops"] for key, target in targets.load().items()}
     sums = 4 * 19 + 38  # of a double block's two attentions and two feed-forwards, and of a single block
     by_tokens = {"n300", "p300", "p150x4"}
