@@ -175,6 +175,7 @@ CASES = {
     "group norm of block floats": (lambda n: group_norm(n(1, 1, 64, 64, dtype=BF8)), "got BFLOAT8_B"),
     "group norm dtype": (lambda n: group_norm(n(1, 1, 64, 64), dtype=ttnn.float32), "output dtype"),
     "head norm: heads of partial tiles": (lambda n: head_norm(n, n(1, 1, 64, 96)), "heads of whole tiles"),
+    "head norm: one head": (lambda n: head_norm(n, n(1, 1, 64, 128), heads=1), "two heads"),
     "head norm: dtype": (lambda n: head_norm(n, n(1, 1, 64, 64, dtype=F32)), "got FLOAT32"),
     "head norm: weight dtype": (lambda n: head_norm(n, n(1, 1, 64, 64), weight=n(1, 64, dtype=F32)), "got FLOAT32"),
     "head norm: no sines": (

@@ -79,7 +79,9 @@ class Models:
     """Gives the models of MODELS with their weights on the device, where they stay until another one needs the room.
 
     `split`: chips over which the transformer splits tokens and features, (SP, TP), by default the longer and the
-    shorter axis of the mesh. The others are split by features over the longest axis that they divide by, the VAE not.
+    shorter axis of the mesh. Where it has the residual stream split by features too, the modulation is split like it,
+    and else, like the text encoders, by features over the longest axis that they divide by. The VAE is split by rows of
+    its maps over the longest axis.
 
     Loading one that takes more than a second shows a bar; `progress_bar_config` are arguments of tqdm for it.
 

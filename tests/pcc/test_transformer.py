@@ -183,7 +183,15 @@ def test_transformer(mesh_device, check_accuracy):
 
 @pytest.mark.parametrize(
     "heads, head_dim, rows, columns, context_tokens",
-    [(1, 32, 1, 1, 1), (3, 32, 3, 11, 32), (5, 32, 4, 8, 45), (6, 32, 9, 9, 77), (7, 64, 5, 13, 20), (3, 96, 8, 8, 33)],
+    [
+        (1, 32, 1, 1, 1),
+        (1, 128, 2, 3, 5),
+        (3, 32, 3, 11, 32),
+        (5, 32, 4, 8, 45),
+        (6, 32, 9, 9, 77),
+        (7, 64, 5, 13, 20),
+        (3, 96, 8, 8, 33),
+    ],
 )
 def test_any_heads_and_rows(mesh_device, check_accuracy, heads, head_dim, rows, columns, context_tokens):
     """Heads that need others of zeros beside them, and rows that fill no tile."""

@@ -40,8 +40,8 @@ def dit_fused_distributed_rmsnorm(
     ``ttnn.experimental.dit_fused_distributed_rmsnorm`` on one chip (``cluster_axis`` None). With ``per_head_norm`` each
     head is normalised by itself, else the whole row. ``weight`` ``[1, H * D]``; cos and sin ``[1, 1, S, D]`` in bf16 or
     fp32; ``transformation_mat`` ``[1, 1, 32, 32]`` turns each 32 columns. Raises RuntimeError for other shapes and
-    dtypes, and where TT-NN's kernel waits for ever (heads of other than whole fours of tiles, each by itself) or turns
-    rows by the wrong angles (RoPE on more than one tile of rows, the last not full).
+    dtypes, for one head by itself, and where TT-NN's kernel waits for ever (heads of other than whole fours of tiles,
+    each by itself) or turns rows by the wrong angles (RoPE on more than one tile of rows, the last not full).
     """
     op, x, heads = "dit_fused_distributed_rmsnorm", input_tensor, num_heads_per_device
     rope = {"transformation_mat": transformation_mat, "rope_cos": rope_cos, "rope_sin": rope_sin}
@@ -62,6 +62,7 @@ def dit_fused_distributed_rmsnorm(
         check(fits, op, f"cos and sin must be [1, 1, {rows}, {size}], got {describe(rope_cos)}, {describe(rope_sin)}")
         square = transformation_mat.shape == (1, 1, TILE_SIZE, TILE_SIZE)
         check(square, op, f"transformation_mat must be [1, 1, 32, 32], got {describe(transformation_mat)}")
+    check(not per_head_norm or heads > 1, op, f"norms two heads or more by themselves, got {heads}")
     config = compute_kernel_config or ACCURATE
     check(config.fp32_dest_acc_en, op, "requires fp32_dest_acc_en=true in the compute kernel config")
     # TT-NN takes these calls.

@@ -159,11 +159,11 @@ class RMSNorm:
 def padded_heads(heads: int, head_dim: int, chips: int) -> int:
     """Heads for `HeadNorm` over so many chips, the same number on each.
 
-    Its op takes a chip's tiles by fours, and waits for ever for those missing in the last four. Heads of zeros fill
-    them up: they add nothing to the others, and the matrix behind the attention has zeros for them.
+    Its op takes two heads at least, and a chip's tiles by fours, and waits for ever for those missing in the last four.
+    Heads of zeros fill them up: they add nothing to the others, and the matrix behind the attention has zeros for them.
     """
-    together = chips * (4 // math.gcd(4, head_dim // 32))
-    return math.ceil(heads / together) * together
+    whole = 4 // math.gcd(4, head_dim // 32)
+    return math.ceil(max(heads / chips, 2) / whole) * whole * chips
 
 
 class HeadNorm:
