@@ -50,6 +50,15 @@ EXCHANGES = {
         2,
         MiB,
     ),
+    "statistics of a norm": (
+        operation(
+            "DitFusedDistributedRmsnormDeviceOperation",
+            [HALF, place(1, 1, 1, 512), place(1, 1, 1, 512)],
+            [HALF, place(1, 1, 8, 1024, dtype="FLOAT32", tiled=False)],
+        ),
+        2,
+        16 * 1024,
+    ),
     "rows of both neighbours": (
         operation("NeighborPadAsyncDeviceOperation", [rows(128)], [rows(130)]),
         2,
@@ -68,6 +77,7 @@ EXCHANGES = {
 def test_what_chips_exchange(name):
     found, chips, link_bytes = EXCHANGES[name]
     assert (found.chips, found.link_bytes) == (chips, link_bytes)
+    assert found.only_moves == (chips > 1 and "product" not in name and "norm" not in name)
 
 
 def ring_attention(chips: int, rows: int, text: int = 0, split_text: bool = False) -> Operation:

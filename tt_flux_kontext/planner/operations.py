@@ -13,6 +13,9 @@ RING_ATTENTION = "RingJointSDPADeviceOperation"
 GATHER_MATMUL, MATMUL_SCATTER = "AllGatherMinimalMatmulAsyncOp", "MinimalMatmulStridedReduceScatterAsync"
 _MATMULS = ("MatmulDeviceOperation", "MinimalMatmulDeviceOperation", GATHER_MATMUL, MATMUL_SCATTER)
 _ATTENTIONS = ("SDPAOperation", "JointSDPADeviceOperation", RING_ATTENTION)
+_NORM = "DitFusedDistributedRmsnormDeviceOperation"
+_GATHER, _BROADCAST = "AllGatherDeviceOperation", "AllBroadcastDeviceOperation"
+_HALO = "NeighborPadAsyncDeviceOperation"
 _SCATTERS = ("ReduceScatterDeviceOperation", "ReduceScatterMinimalDirectDeviceOperation")
 _PARTIAL_READS = (
     "SliceDeviceOperation",
@@ -22,7 +25,6 @@ _PARTIAL_READS = (
 )
 _PARTIAL_WRITES = ("SliceWriteDeviceOperation",)
 _NO_FIDELITY = "HiFi4"
-_HALO = "NeighborPadAsyncDeviceOperation"
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class Operation:
         return whole // part if part else 1
 
     @property
+    def only_moves(self) -> bool:
+        """Whether it does nothing but exchange data."""
+        return self.name in (_GATHER, _BROADCAST, _HALO, *_SCATTERS)
+
+    @property
     def link_bytes(self) -> int:
         """What a chip at the end of a line gets through its links. On a ring half of it comes from either side."""
         part, whole = self._exchange
@@ -136,14 +143,16 @@ class Operation:
     def _exchange(self) -> tuple[int, int]:
         """Bytes of a chip's part and of all the parts; nothing where chips work alone."""
         first = self.inputs[0].bytes if self.inputs else 0
-        if self.name in ("AllGatherDeviceOperation", GATHER_MATMUL):
+        if self.name in (_GATHER, GATHER_MATMUL):
             return first, self.outputs[0].bytes
-        if self.name == "AllBroadcastDeviceOperation":
+        if self.name == _BROADCAST:
             return first, sum(out.bytes for out in self.outputs)
         if self.name in _SCATTERS:  # beside the result there is a buffer, twice the input or of another format
             return min(out.bytes for out in self.outputs if out.dtype == self.inputs[0].dtype), first
         if self.name == MATMUL_SCATTER:
             return self.outputs[-1].bytes, self.outputs[0].bytes
+        if self.name == _NORM and len(self.outputs) > 1:  # statistics, so few that it doesn't matter whose they are
+            return self.outputs[1].bytes // 2, self.outputs[1].bytes
         if self.name == RING_ATTENTION:
             return tuple(sum(tensor.bytes for tensor in tensors) for tensors in self._around_the_ring)
         if self.name == _HALO:  # half of the rows from either neighbour, or the only one from one

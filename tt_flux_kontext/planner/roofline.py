@@ -148,7 +148,7 @@ def time(operations: Sequence[Operation], chip: Chip) -> Time:
         transfer = operation.link_bytes / (links * chip.link_bandwidth * LINK_EFFICIENCY)
         seconds = COLLECTIVE + max(work, transfer)
         total += seconds
-        communication += seconds - (work if operation.flop else 0.0)
+        communication += seconds if operation.only_moves else seconds - work
     return Time(total, communication)
 
 
