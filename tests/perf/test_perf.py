@@ -18,7 +18,7 @@ from tt_flux_kontext.device import open_device
 from tt_flux_kontext.mesh import System
 from tt_flux_kontext.pipeline import FluxKontextPipeline
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
-from tt_flux_kontext.planner.mock_device import run
+from tt_flux_kontext.planner.mock_device import available, run
 from tt_flux_kontext.planner.plan import PhasePlan, Plan
 from tt_flux_kontext.planner.roofline import CALIBRATION, CHIPS, MESH_LIMITS, MESHES, Figure, time
 from tt_flux_kontext.planner.systems import SYSTEMS
@@ -29,6 +29,16 @@ MOST_SECONDS = {"n300": 1.85, "t3k": 0.80, "galaxy": 0.15, "p300": 0.87, "p150x4
 # Device operations of one denoising step. A block's modulation is a product for each of its streams; "modulation" has
 # those of a double block (2), a single block (1) and the output norm (1).
 MOST_OPS = {"double block": 25, "single block": 10, "modulation": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plans_begun(request):
+    """In the background all that will be asked for: one after the other would leave a processor idle."""
+    tests = {item.name for item in request.session.items}
+    asked = [key for key in JOBS if f"test_planned_edit[{key}-{EDIT}]" in tests]
+    if asked and available():
+        for key in asked:
+            request.getfixturevalue("begin_square_plan")(key)
 
 
 @pytest.mark.parametrize("stage", [*STAGES, EDIT])
