@@ -55,16 +55,16 @@ def halo_twice(n: New):
     return halo(n, **same), halo(n, **same)
 
 
-def around(n: New, *, axis=1, joint=0, shares=False, senders=(0, 7), shape=(1, 2, 64, 32), **other):
+def around(n: New, *, axis=1, joint=0, shares=False, senders=(0, 7), shape=(1, 2, 64, 32), dtype="bfloat16", **other):
     """Ring attention of two heads of 32 and 64 rows a chip, and of as many joint ones as `joint` says."""
     batch, heads, rows, size = shape
     chips = n.device.shape[axis] if axis < 2 else 1
-    right = dict(zip(("input_tensor_q", "input_tensor_k", "input_tensor_v"), (n(*shape) for _ in "qkv")))
-    right |= {f"persistent_output_buffer_{x}": n(batch, heads, rows * chips, size) for x in "kv"}
+    right = dict(zip(("input_tensor_q", "input_tensor_k", "input_tensor_v"), (n(*shape, dtype=dtype) for _ in "qkv")))
+    right |= buffers(n, batch, heads, rows * chips, size, dtype=dtype)
     if joint:
-        right |= {f"joint_tensor_{x}": n(batch, heads, joint, size) for x in "qkv"}
+        right |= {f"joint_tensor_{x}": n(batch, heads, joint, size, dtype=dtype) for x in "qkv"}
     if shares:
-        right |= {f"persistent_output_buffer_joint_{x}": n(batch, heads, joint * chips, size) for x in "kv"}
+        right |= buffers(n, batch, heads, joint * chips, size, dtype=dtype, kind="joint_")
         right["logical_l"] = joint * chips
     config = ttnn.init_device_compute_kernel_config(
         n.device.arch(), math_fidelity=ttnn.MathFidelity.HiFi4, fp32_dest_acc_en=True
@@ -85,8 +85,8 @@ def around(n: New, *, axis=1, joint=0, shares=False, senders=(0, 7), shape=(1, 2
     return ttnn.transformer.ring_joint_scaled_dot_product_attention(**right | other)
 
 
-def buffers(n: New, *shape, dtype="bfloat16") -> dict:
-    return {f"persistent_output_buffer_{x}": n(*shape, dtype=dtype) for x in "kv"}
+def buffers(n: New, *shape, dtype="bfloat16", kind="") -> dict:
+    return {f"persistent_output_buffer_{kind}{x}": n(*shape, dtype=dtype) for x in "kv"}
 
 
 def around_with_one_buffer(n: New):
@@ -295,7 +295,8 @@ SIGNATURES = {
     "all_gather: the axis by position": lambda n: ttnn.all_gather(n(32, 32), 1, 1),
     "all_reduce: the axis by position": lambda n: ttnn.all_reduce(n(32, 64), 1),
     "ring attention, causal by position": lambda n: ttnn.transformer.ring_joint_scaled_dot_product_attention(
-        *[n(1, 2, 64, 32)] * 6, True),
+        *[n(1, 2, 64, 32)] * 6, True
+    ),
 }
 
 # What real TT-NN takes on its mock device.

@@ -278,6 +278,15 @@ class Parallel:
             "topology": ttnn.get_usable_topology(x, cluster_axis=self.sp_axis),
         }
 
+    @property
+    def waits_for_keys(self) -> bool:
+        """Whether ring attention would wait longer for bfloat16 keys and values than it computes with them.
+
+        At 8704 tokens a Wormhole chip attends to those of another chip in 1.4 times the time that they take over a
+        link: only where one link brings those of three chips and more do they come too late.
+        """
+        return self.sp > 2 and self.mesh.system.links == 1
+
     def buffer(self, name: str, like: "ttnn.Tensor") -> "ttnn.Tensor":
         """Room for what `all_gather_rows` of `like` gives, as `Mesh.buffer` has it."""
         batch, heads, rows, size = like.shape

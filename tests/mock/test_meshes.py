@@ -31,6 +31,7 @@ def attend_around(new: New, axis: int) -> None:
     around(new, axis=axis, logical_n=64 * new.device.shape[axis] - 13)
     around(new, axis=axis, joint=40)
     around(new, axis=axis, joint=32, shares=True)
+    around(new, axis=axis, joint=32, shares=True, dtype="bfloat8_b")
 
 
 def share_features(new: New, axis: int) -> None:
@@ -95,19 +96,22 @@ def convolve_with_halo(mesh, axis: int) -> None:
     )
 
 
-def edit(mesh, checkpoint) -> None:
-    """One step; tokens, and rows of the VAE's maps, do not fill all chips, so that there is padding to mask."""
-    pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=mesh, precision="bf16")
+def edit(mesh, checkpoint, precision: str, width: int, height: int, text_tokens: int) -> None:
+    """One step."""
+    pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=mesh, precision=precision)
     pipe.set_progress_bar_config(disable=True)
-    size = {"height": 80, "width": 64, "max_area": 80 * 64, "_auto_resize": False}
-    pipe(picture(80, 64), "make it blue", num_inference_steps=1, max_sequence_length=32, output_type="pt", **size)
+    size = {"height": height, "width": width, "max_area": height * width, "_auto_resize": False}
+    more = {"num_inference_steps": 1, "max_sequence_length": text_tokens, "output_type": "pt"}
+    pipe(picture(width, height), "make it blue", **more, **size)
 
 
 @pytest.mark.parametrize("system, least", [("n300", 300), ("t3k", 300)])
 def test_real_ttnn_gives_tensors_of_the_same_form(system, least, tiny_checkpoint, tmp_path):
     with open_device(f"emulated:{system}") as mesh, Recorder() as recorder:
         work(mesh)
-        edit(mesh, tiny_checkpoint)
+        # Tokens, and rows of the VAE's maps, do not fill all chips, so that there is padding to mask.
+        edit(mesh, tiny_checkpoint, "bf16", 64, 80, 32)
+        edit(mesh, tiny_checkpoint, "bfp8_mixed", 112, 112, 128)  # and here there is none but at the end
     calls, file = list(recorder.calls.values()), tmp_path / "calls"
     file.write_bytes(pickle.dumps(calls))
     answers = list(run(system, "tests.mock.replay", {"calls": str(file)}))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.pcc import test_transformer
-from tests.pcc.test_pipeline import PROMPT, compare, picture
+from tests.pcc.test_pipeline import PROMPT, compare, error_of, picture
 from tt_flux_kontext.backend import choose
 from tt_flux_kontext.mesh import Mesh
 
@@ -64,6 +64,10 @@ class TestT3K:
         compare(
             tiny_checkpoint, mesh_device, check_accuracy, "batch of 2 x 2, t3k", num_images_per_prompt=2, **arguments
         )
+
+    def test_bfp8_around_the_ring(self, mesh_device, tiny_checkpoint):
+        """Four chips and one link between them: queries, keys and values are bfloat8_b."""
+        assert error_of("bfp8_mixed", tiny_checkpoint, mesh_device, edge=112, text_tokens=128) < 0.02
 
     @pytest.mark.parametrize("split", [(4, 2), (2, 4)])
     @pytest.mark.parametrize("heads,head_dim", [(6, 32), (3, 64), (5, 128)])

@@ -57,9 +57,14 @@ class Attention:
 
     def __init__(self, weights: Weights, head_dim: int):
         self.parallel = weights.parallel
+        self.short = self.parallel.waits_for_keys and weights.precision.linear_weights == "bfloat8_b"
         self.compute_config = weights.compute_config
         # Around a ring, the last row of cores moves keys and values.
         self.whole, self.part = (weights.attention_config(head_dim, spare_rows=rows) for rows in (0, 1))
+
+    def dtype(self, lengths: Lengths) -> "ttnn.DataType":
+        """Of queries, keys and values, which ring attention wants to be the same; its results are bfloat16."""
+        return ttnn.bfloat8_b if self.short and lengths.mask is None else ttnn.bfloat16
 
     def __call__(self, x: QueryKeyValue, lengths: Lengths) -> "ttnn.Tensor":
         """Of one sequence, the rows of context and image together."""

@@ -176,7 +176,7 @@ class HeadNorm:
         self.device = weights.device
         self.norm_config = weights.norm_config
 
-    def __call__(self, x: "ttnn.Tensor", rope: Rope | None) -> "ttnn.Tensor":
+    def __call__(self, x: "ttnn.Tensor", rope: Rope | None, dtype: "ttnn.DataType | None" = None) -> "ttnn.Tensor":
         """x: [1, 1, S, heads d], query or key. rope: of its rows; None turns nothing. Returns [1, heads, S, d]."""
         rows = x.shape[2]
         # The op also spreads over chips, along a cluster axis and with semaphores; here it has one chip. Where rows
@@ -193,6 +193,7 @@ class HeadNorm:
             transformation_mat=rope and rope.turn,
             rope_cos=rope and rope.cos,
             rope_sin=rope and rope.sin,
+            dtype=dtype,
             compute_kernel_config=self.norm_config,
         )
         return with_rows(normed, rows)

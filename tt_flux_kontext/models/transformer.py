@@ -98,9 +98,11 @@ class _Heads(_Adaptable):
         self.norm_q = HeadNorm(weights, names["norm_q"], self.heads, size, EPS)
         self.norm_k = HeadNorm(weights, names["norm_k"], self.heads, size, EPS)
 
-    def query_key_value(self, normed: "ttnn.Tensor", rope: Rope | None) -> QueryKeyValue:
+    def query_key_value(self, normed: "ttnn.Tensor", rope: Rope | None, dtype: "ttnn.DataType") -> QueryKeyValue:
         query, key, value = self.qkv(normed)
-        return self.norm_q(query, rope), self.norm_k(key, rope), to_heads(value, self.heads)
+        if value.dtype != dtype:
+            value = ttnn.typecast(value, dtype)
+        return self.norm_q(query, rope, dtype), self.norm_k(key, rope, dtype), to_heads(value, self.heads)
 
 
 class _Stream(_Heads):
@@ -122,8 +124,10 @@ class _Stream(_Heads):
             weights, f"{feed_forward}.net.2", in_features=4 * dim, out_features=dim, split="rows"
         )
 
-    def attend(self, x: "ttnn.Tensor", rope: Rope | None, modulation: StreamModulation) -> QueryKeyValue:
-        return self.query_key_value(self.norm(x, modulation.attention), rope)
+    def attend(
+        self, x: "ttnn.Tensor", rope: Rope | None, modulation: StreamModulation, dtype: "ttnn.DataType"
+    ) -> QueryKeyValue:
+        return self.query_key_value(self.norm(x, modulation.attention), rope, dtype)
 
     def finish(self, x: "ttnn.Tensor", attention: "ttnn.Tensor", modulation: StreamModulation) -> "ttnn.Tensor":
         x = self.out.add_to(x, modulation.attention.gate, merge_heads(attention))
@@ -168,9 +172,10 @@ class DoubleBlock:
     ) -> "tuple[ttnn.Tensor, ttnn.Tensor]":
         """image: [1, 1, I, D]. context: [1, 1, T, D]; its position is 0, no turn."""
         image_modulation, context_modulation = modulation
+        dtype = self.attention.dtype(positions.lengths)
         attention, context_attention = self.attention.joint(
-            self.image.attend(image, positions.image, image_modulation),
-            self.context.attend(context, None, context_modulation),
+            self.image.attend(image, positions.image, image_modulation, dtype),
+            self.context.attend(context, None, context_modulation, dtype),
             positions.lengths,
         )
         image = self.image.finish(image, attention, image_modulation)
@@ -193,8 +198,8 @@ class SingleBlock(_Heads):
 
     def __call__(self, x: "ttnn.Tensor", positions: "Positions", modulation: Adaptive) -> "ttnn.Tensor":
         """x: [1, 1, T + I, D], context rows first."""
-        normed = self.norm(x, modulation)
-        attention = self.attention(self.query_key_value(normed, positions.joint), positions.lengths)
+        normed, dtype = self.norm(x, modulation), self.attention.dtype(positions.lengths)
+        attention = self.attention(self.query_key_value(normed, positions.joint, dtype), positions.lengths)
         return self.out.add_to(x, modulation.gate, merge_heads(attention), self.mlp(normed))
 
 
