@@ -39,6 +39,8 @@ from .movement import concat, embedding, fill_implicit_tile_padding, pad, permut
 from .normalization import layer_norm, rms_norm, softmax
 from .semaphores import create_global_semaphore
 from .tensor import Tensor, deallocate, is_tensor_storage_on_device
+from .trace import MeshTraceId, begin_trace_capture, end_trace_capture, execute_trace, release_trace
+from .trace import record_operations as _record_operations
 from .transfer import (
     copy_host_to_device_tensor,
     dump_tensor,
@@ -89,5 +91,7 @@ from .types import (
     init_device_compute_kernel_config,
     uint32,
 )
+
+_record_operations(globals(), vars(experimental), vars(transformer))
 
 __all__ = [name for name in dir() if not name.startswith("_")]

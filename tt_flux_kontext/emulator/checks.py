@@ -7,6 +7,11 @@ def check(condition: bool, op: str, message: str) -> None:
         raise RuntimeError(f"TT_FATAL: {op}: {message}")
 
 
+def check_no_capture(op: str, device, what: str) -> None:
+    """Refuse what only the host can do, while a trace is captured on the device."""
+    check(device is None or device.capture is None, op, f"{what} not supported during trace capture")
+
+
 def check_operands(op: str, **tensors) -> None:
     """Refuse operands on the host, deallocated, or on different devices. None stands for an absent operand.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .checks import check
+from .checks import check, check_no_capture
 from .types import Arch, BufferType, CoreCoord, FabricConfig, MeshShape
 
 
@@ -42,6 +42,7 @@ SYSTEMS = {
     "p150x4": _P150._replace(mesh=MeshShape(2, 2)),
 }
 L1_ALIGNMENT = 16
+PAGE = 4096  # a bank's share of the trace region is a multiple of it
 
 _next_device = {"system": "n150", "torch_device": "cpu", "fabric": FabricConfig.DISABLED}
 _devices = weakref.WeakSet()
@@ -132,6 +133,8 @@ class MeshDevice:
         self.torch_device = torch_device
         self.l1_small_size = l1_small_size
         self.is_open = True
+        self.capture, self.traces = None, set()  # see ``trace``
+        self.programs, self.last_used = set(), {}
         self._system, self._number = system, number
         cores = system.grid.x * system.grid.y
         self.pools = {
@@ -206,7 +209,7 @@ class SeveralChips(MeshDevice):
 
     def __init__(self, shape: MeshShape, chips: Sequence[MeshDevice], fabric: FabricConfig, rings: tuple[bool, bool]):
         self.shape, self._chips, self.fabric, self.rings = shape, tuple(chips), fabric, rings
-        self.last_used = {}
+        self.programs, self.last_used = set(), {}
         first = self.chips[0]
         self.torch_device, self.l1_small_size, self._system = first.torch_device, first.l1_small_size, first._system
 
@@ -217,6 +220,10 @@ class SeveralChips(MeshDevice):
     @property
     def is_open(self) -> bool:
         return all(chip.is_open for chip in self.chips)
+
+    @property
+    def capture(self):
+        return self.chips[0].capture
 
 
 def _mesh(shape, chips, fabric, rings) -> MeshDevice:
@@ -229,9 +236,9 @@ def open_mesh_device(
     """Open the configured device, or as many of its chips as ``mesh_shape`` has (one by default).
 
     The shape is a line, or fits into the system's mesh, which may be turned. ``l1_small_size``: bytes of L1 set aside
-    on each core; convolutions need some. ``trace_region_size`` and ``num_command_queues`` are accepted for the sake of
-    callers, and have no counterpart here. Raises RuntimeError for other shapes, and with a fabric for fewer chips than
-    the system has.
+    on each core; convolutions need some. ``trace_region_size``: bytes of each chip's DRAM set aside for traces. All
+    ``num_command_queues`` are one here, since work is done when it is asked for. Raises RuntimeError for other shapes,
+    and with a fabric for fewer chips than the system has.
     """
     op, shape = "open_mesh_device", MeshShape(mesh_shape or (1, 1))
     system, fabric = SYSTEMS[_next_device["system"]], _next_device["fabric"]
@@ -242,6 +249,8 @@ def open_mesh_device(
     check(fits, op, f"{shape} does not fit into the system's mesh {system.mesh}")
     whole = fabric is FabricConfig.DISABLED or count == system.mesh.mesh_size()
     check(whole, op, f"a fabric needs all chips of {system.mesh}, got {shape}: open it and create submeshes")
+    region = math.ceil(trace_region_size / system.dram_banks / PAGE) * PAGE
+    system = system._replace(dram_bank_bytes=system.dram_bank_bytes - region)
     chips = [MeshDevice(system, _next_device["torch_device"], l1_small_size, number) for number in range(count)]
     # A line through all chips goes round; two chips are joined by one cable, which makes no ring.
     rings = tuple(size > 2 and (system.torus or size == system.mesh.mesh_size()) for size in shape)
@@ -257,7 +266,11 @@ def close_mesh_device(mesh_device: MeshDevice) -> None:
 
 
 def synchronize_device(device: MeshDevice) -> None:
-    """Wait for the device. Operations are finished when they return, or ordered by torch, so there is nothing to do."""
+    """Wait for the device. Operations are finished when they return, or ordered by torch, so there is nothing to do.
+
+    Raises RuntimeError during a trace capture.
+    """
+    check_no_capture("synchronize_device", device, "waiting is")
 
 
 def get_memory_view(device: MeshDevice, buffer_type: BufferType) -> MemoryView:

@@ -21,7 +21,7 @@ from .formats import (
     storage_dtype,
 )
 from .mesh import per_chip
-from .tensor import Tensor, device_tensor
+from .tensor import Tensor, device_tensor, written
 from .types import DataType, GeluVariant, Layout, MemoryConfig, UnaryOpType, UnaryWithParam
 
 FLOATS = (DataType.BFLOAT16, DataType.FLOAT32, DataType.BFLOAT8_B, DataType.BFLOAT4_B)
@@ -93,11 +93,13 @@ def _broadcast(op: str, *tensors: Tensor):
         raise RuntimeError(f"TT_FATAL: {op}: broadcasting rule violation between {shapes}") from None
 
 
-def _binary(op, compute, to_bf16, a, b, dtype, memory_config, activations, a_activations, b_activations):
+def _binary(
+    op, compute, to_bf16, a, b, dtype, memory_config, activations, a_activations, b_activations, output_tensor=None
+):
     if not isinstance(a, Tensor):
         raise TypeError(f"{op}(): input_tensor_a must be a ttnn.Tensor, got {type(a).__name__}")
     scalar = not isinstance(b, Tensor)
-    check_operands(op, input_tensor_a=a, input_tensor_b=None if scalar else b)
+    check_operands(op, input_tensor_a=a, input_tensor_b=None if scalar else b, output_tensor=output_tensor)
     check_dtype(op, FLOATS, input_tensor_a=a, input_tensor_b=None if scalar else b)
     if scalar:
         # A scalar is broadcast as a tile of the tensor's format.
@@ -108,7 +110,8 @@ def _binary(op, compute, to_bf16, a, b, dtype, memory_config, activations, a_act
         other, shape = b.values, _broadcast(op, a, b)
     if any(isinstance(activation, str) for activation in (*activations, *a_activations, *b_activations)):
         raise TypeError(f"{op}(): activations must be UnaryWithParam, got a name")
-    dtype, dtypes = dtype or a.dtype, (a.dtype, a.dtype if scalar else b.dtype)
+    dtype = dtype or (a if output_tensor is None else output_tensor).dtype
+    dtypes = a.dtype, a.dtype if scalar else b.dtype
     fp32_destination = DataType.FLOAT32 in (dtype, *dtypes)
     on_vector_unit = dtypes == (DataType.FLOAT32, DataType.FLOAT32)
 
@@ -124,6 +127,8 @@ def _binary(op, compute, to_bf16, a, b, dtype, memory_config, activations, a_act
 
     values = chunked(whole, dtype, shape, a.values, other)
     operands = (a,) if scalar else (a, b)
+    if output_tensor is not None:
+        return written(op, output_tensor, values, dtype, *operands)
     return device_tensor(values, *operands, dtype=dtype, memory_config=memory_config or a.memory_config())
 
 
@@ -137,10 +142,12 @@ def add(
     activations=(),
     input_tensor_a_activations=(),
     input_tensor_b_activations=(),
+    output_tensor: Tensor | None = None,
 ) -> Tensor:
     """``a + b``; ``b`` a tensor or a number, broadcast over dimensions of size 1. dtype and memory default to a's.
 
-    The activations (UnaryWithParam) are applied to the operands before and to the result after.
+    The activations (UnaryWithParam) are applied to the operands before and to the result after. ``output_tensor`` takes
+    the result, and may be an operand; its dtype is then the default.
     Raises RuntimeError for operands that do not broadcast, mixed layouts and integers.
     """
 
@@ -148,7 +155,8 @@ def add(
         return x + y if on_vector_unit else aligned_sum(x, y)
 
     acts = (activations, input_tensor_a_activations, input_tensor_b_activations)
-    return _binary("add", compute, round_to_bf16_, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
+    operands = input_tensor_a, input_tensor_b
+    return _binary("add", compute, round_to_bf16_, *operands, dtype, memory_config, *acts, output_tensor=output_tensor)
 
 
 @per_chip
@@ -181,6 +189,7 @@ def multiply(
     activations=(),
     input_tensor_a_activations=(),
     input_tensor_b_activations=(),
+    output_tensor: Tensor | None = None,
 ) -> Tensor:
     """``a * b``; see ``add``. For a bf16 destination rounded ties to even."""
 
@@ -191,7 +200,8 @@ def multiply(
         return x.to(torch.bfloat16).to(torch.float32)
 
     acts = (activations, input_tensor_a_activations, input_tensor_b_activations)
-    return _binary("multiply", compute, to_bf16, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
+    operands = input_tensor_a, input_tensor_b
+    return _binary("multiply", compute, to_bf16, *operands, dtype, memory_config, *acts, output_tensor=output_tensor)
 
 
 mul = multiply

@@ -1,7 +1,7 @@
 """Tensors on several chips, and the operations of one chip on each of them.
 
 A tensor on a mesh holds a tensor per chip. What is equal on several chips is held, and computed, once: its tensors
-share their values, and differ in the chip whose memory they take. Nothing changes values in place.
+share their values, and differ in the chip whose memory they take. What is written to holds other values from then on.
 """
 
 import functools
@@ -137,6 +137,7 @@ def _counterpart(result, theirs, mine, chip: MeshDevice | None):
     tensors = [(a, b) for a, b in zip(theirs, mine) if isinstance(a, Tensor)]
     for operand, counterpart in tensors:
         if result is operand:
+            counterpart.hold(result)  # the operation may have written to it
             return counterpart
     for operand, counterpart in tensors:
         if result.is_view_of(operand):

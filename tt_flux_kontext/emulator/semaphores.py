@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Sequence
 
-from .checks import check
+from .checks import check, check_no_capture
 from .device import MeshDevice
 from .tensor import Tensor
 from .types import BufferType, CoreRangeSet
@@ -17,7 +17,8 @@ class GlobalSemaphore:
 def create_global_semaphore(
     mesh_device: MeshDevice, cores: CoreRangeSet, initial_value: int, buffer_type: BufferType = BufferType.L1
 ) -> GlobalSemaphore:
-    """A semaphore for these cores of all chips. Its memory is not counted."""
+    """A semaphore for these cores of all chips. Its memory is not counted. Raises RuntimeError in a trace capture."""
+    check_no_capture("create_global_semaphore", mesh_device, "writes are")
     return GlobalSemaphore(mesh_device)
 
 

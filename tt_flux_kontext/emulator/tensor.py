@@ -45,6 +45,11 @@ class Buffer:
             self.bytes_per_bank = self.pool.allocate(pages, page_bytes)
         self.values, self.device = values.contiguous(), device
         self.owners = 1
+        if device is not None:
+            for trace in device.traces:
+                trace.later.add(self)
+            if device.capture is not None:
+                device.capture.allocated(self)
 
     def free(self) -> None:
         if self.values is not None and self.device is not None:
@@ -105,7 +110,15 @@ class Tensor:
 
     def write(self, values: torch.Tensor) -> None:
         """Replace the values, also those of views on the same buffer."""
+        if self._buffer.device is not None and self._buffer.device.capture is not None:
+            self._buffer.device.capture.before_write(self._buffer)
         self._buffer.values = values.view(self._buffer.values.shape)
+
+    def hold(self, other: "Tensor") -> None:
+        """Replace the values by those of a tensor of the same form, which torch then holds once."""
+        if self._buffer.values is not other._buffer.values:
+            self.write(other._buffer.values)
+            self._unknown_padding = other._unknown_padding
 
     def __del__(self):
         if hasattr(self, "_buffer"):  # absent when the constructor refused
@@ -177,3 +190,16 @@ def device_tensor(
     """
     unknown = any(operand.unknown_padding for operand in (like, *others))
     return Tensor(values, dtype or like.dtype, layout or like.layout, like.device(), memory_config, unknown)
+
+
+def written(op: str, output_tensor: Tensor, values: torch.Tensor, dtype: DataType, *operands: Tensor) -> Tensor:
+    """The result of an operation on ``operands`` where a tensor is; that tensor.
+
+    Raises RuntimeError where its shape, dtype or layout are not those of the result.
+    """
+    form = list(values.shape), dtype, operands[0].layout
+    found = list(output_tensor.shape), output_tensor.dtype, output_tensor.layout
+    check(found == form, op, f"output_tensor must be {form}, got {found}")
+    output_tensor.write(values)
+    output_tensor._unknown_padding = any(operand.unknown_padding for operand in operands)
+    return output_tensor

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from .checks import check, check_operands, describe
+from .checks import check, check_no_capture, check_operands, describe
 from .device import MeshDevice
 from .distribution import MeshComposer, MeshMapper
 from .formats import host_convert, pack, storage_dtype
 from .mesh import distributed, per_chip, shards_of
-from .tensor import Tensor, device_tensor
+from .tensor import Tensor, device_tensor, written
 from .types import DRAM_MEMORY_CONFIG, DataType, DumpTensorMode, Layout, MemoryConfig, StorageType
 
 _DTYPE_OF_TORCH = {
@@ -64,6 +64,7 @@ def to_torch(
     Raises RuntimeError for a tensor of several shards without a composer.
     """
     natural = {DataType.BFLOAT16: torch.bfloat16, DataType.UINT32: torch.uint32}.get(tensor.dtype, torch.float32)
+    check_no_capture("to_torch", tensor.device(), "reads are")
     parts = [shard.values for shard in shards_of(tensor)]
     single = len(parts) == 1
     check(single or mesh_composer is not None, "to_torch", f"supply a mesh composer to join {len(parts)} shards")
@@ -77,6 +78,7 @@ def to_device(tensor: Tensor, device: MeshDevice, memory_config: MemoryConfig | 
     if tensor.storage_type() is StorageType.DEVICE:
         check_operands("to_device", tensor=tensor)
         return tensor
+    check_no_capture("to_device", device, "writes are")
     return Tensor(_placed(tensor.values, device), tensor.dtype, tensor.layout, device, memory_config)
 
 
@@ -88,6 +90,7 @@ def copy_host_to_device_tensor(host_tensor: Tensor, device_tensor: Tensor) -> No
     op = "copy_host_to_device_tensor"
     check(host_tensor.storage_type() is StorageType.HOST, op, f"{describe(host_tensor)} is not on the host")
     check_operands(op, device_tensor=device_tensor)
+    check_no_capture(op, device_tensor.device(), "writes are")
     for field in ("shape", "dtype", "layout"):
         theirs, ours = getattr(host_tensor, field), getattr(device_tensor, field)
         check(theirs == ours, op, f"the host tensor has {field} {theirs}, the device tensor {ours}")
@@ -104,6 +107,7 @@ def from_device(tensor: Tensor) -> Tensor:
     if tensor.storage_type() is StorageType.HOST:
         return tensor
     check_operands("from_device", tensor=tensor)
+    check_no_capture("from_device", tensor.device(), "reads are")
     return Tensor(tensor.values.cpu(), tensor.dtype, tensor.layout)
 
 
@@ -117,6 +121,7 @@ def dump_tensor(
     be written.
     """
     path = _tensor_file("dump_tensor", file_name)
+    check_no_capture("dump_tensor", tensor.device(), "reads are")
     shards = shards_of(tensor)
     stored = {shard.address: shard.values for shard in shards}
     header = {"shape": list(tensor.shape), "dtype": tensor.dtype.name, "layout": tensor.layout.name}
@@ -182,6 +187,7 @@ def zeros(
     memory_config: MemoryConfig | None = None,
 ) -> Tensor:
     """A tensor of zeros, by default bf16, row-major and on the host."""
+    check_no_capture("zeros", device, "writes are")
     dtype, layout = dtype or DataType.BFLOAT16, layout or Layout.ROW_MAJOR
     where = "cpu" if device is None else device.torch_device
     return Tensor(
@@ -205,27 +211,40 @@ def to_layout(
 
 
 @per_chip
-def typecast(input_tensor: Tensor, dtype: DataType, *, memory_config: MemoryConfig | None = None) -> Tensor:
+def typecast(
+    input_tensor: Tensor,
+    dtype: DataType,
+    *,
+    memory_config: MemoryConfig | None = None,
+    output_tensor: Tensor | None = None,
+) -> Tensor:
     """The tensor in another dtype: to bf16 ties to even, to block floats by the packer's or, on the host, its rules.
 
     A row-major host tensor becomes tiles when cast to a block float; a row-major device tensor is refused.
+    ``output_tensor``, on the device, takes the result.
     """
-    on_host = input_tensor.storage_type() is StorageType.HOST
+    op, on_host = "typecast", input_tensor.storage_type() is StorageType.HOST
+    if output_tensor is not None:
+        check_operands(op, input_tensor=input_tensor, output_tensor=output_tensor)
+        return written(op, output_tensor, _cast(op, input_tensor, dtype), dtype, input_tensor)
     layout = Layout.TILE if on_host and dtype.is_block_float else input_tensor.layout
-    return _converted("typecast", input_tensor, dtype, layout, memory_config or input_tensor.memory_config())
+    return _converted(op, input_tensor, dtype, layout, memory_config or input_tensor.memory_config())
 
 
 def _converted(op, tensor, dtype, layout, memory_config):
     if tensor.storage_type() is StorageType.HOST:
         return Tensor(host_convert(tensor.values, dtype), dtype, layout)
     check_operands(op, tensor=tensor)
+    return device_tensor(_cast(op, tensor, dtype), tensor, dtype=dtype, layout=layout, memory_config=memory_config)
+
+
+def _cast(op, tensor, dtype) -> torch.Tensor:
+    """Values of a device tensor in another dtype."""
     if dtype is tensor.dtype:
-        values = tensor.values
-    elif DataType.UINT32 in (dtype, tensor.dtype) or (op, dtype) == ("typecast", DataType.BFLOAT16):
-        values = tensor.values.to(storage_dtype(dtype))
-    else:
-        values = pack(tensor.values.to(torch.float32, copy=True), dtype)
-    return device_tensor(values, tensor, dtype=dtype, layout=layout, memory_config=memory_config)
+        return tensor.values
+    if DataType.UINT32 in (dtype, tensor.dtype) or (op, dtype) == ("typecast", DataType.BFLOAT16):
+        return tensor.values.to(storage_dtype(dtype))
+    return pack(tensor.values.to(torch.float32, copy=True), dtype)
 
 
 def _tensor_file(op, file_name) -> Path:
