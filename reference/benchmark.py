@@ -77,7 +77,7 @@ def _blocks(device, tokens: int) -> tuple[Work, Work, Work]:
     config = TransformerConfig.from_dict(dict(model.config))
     transformer = Transformer(config, weights(model, device))
     pooled = upload(torch.randn(1, 1, 1, config.pooled_projection_dim), device, ttnn.bfloat16)
-    step = Modulation(config, weights(model, device))([0.7], 2.5, pooled).step(0)
+    step = Modulation(config, weights(model, device))([0.7], 2.5, pooled).step()
     ids = image_ids(1, tokens - CONTEXT, 0)
     positions = Positions.of(ids, CONTEXT, config, Parallel(Mesh(device)))
     x, context, image = (

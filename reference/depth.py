@@ -148,7 +148,7 @@ def our_transformer(checkpoint: Checkpoint, device, precision: str, inputs: Inpu
     table = models["modulation"]([TIME], guidance, pooled)
     models.release("modulation")
     model = models["transformer"]
-    first = table.step(0).double[0][0].attention
+    first = table.step().double[0][0].attention
     states: States = {"modulation": torch.cat([_host(x) for x in (first.shift, first.scale, first.gate)])}
     model.double_blocks = _recorded(model.double_blocks, "block", depths, states)
     model.single_blocks = _recorded(model.single_blocks, "block", depths, states, len(model.double_blocks))
@@ -156,7 +156,7 @@ def our_transformer(checkpoint: Checkpoint, device, precision: str, inputs: Inpu
     image, context = torch.cat([inputs.latents, inputs.reference]), inputs.context
     positions = Positions.of(inputs.image_ids, len(context), models.transformer_config, parallel)
     placed = (parallel.scatter(x, ttnn.bfloat16) for x in (image, context))
-    velocity = _host(model(*placed, positions, table.step(0)))
+    velocity = _host(model(*placed, positions, table.step()))
     states["velocity"] = velocity[: len(inputs.latents)]
     return states
 

@@ -1,14 +1,14 @@
 """An edit as a row of phases, one after the other on the device."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from loguru import logger
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.mesh import Parallel
-from tt_flux_kontext.models.modulation import ModulationTable
+from tt_flux_kontext.denoising import Condition, Denoiser, Images
 from tt_flux_kontext.models.transformer import Positions
 from tt_flux_kontext.models.vae import to_picture, to_tokens
 from tt_flux_kontext.models.weights import download, upload
@@ -82,51 +82,6 @@ class Edit:
     @property
     def results(self) -> int:
         return len(self.text) * self.images_per_prompt
-
-
-@dataclass
-class Condition:
-    """What a prompt becomes: context [T, J] and pooled [1, P].
-
-    On the device: `placed`, the context as the transformer has it, and `table`, the modulation of some steps.
-    """
-
-    context: torch.Tensor
-    pooled: torch.Tensor
-    placed: "ttnn.Tensor | None" = None
-    table: ModulationTable | None = None
-
-
-class _Images:
-    """The image rows of all results on the device, float32: noise, reference and padding together; the noise moves.
-
-    Args:
-        noise: [results, N, C].
-        references: [R, C] each, of result i number i modulo their number; may be none.
-    """
-
-    def __init__(self, noise: torch.Tensor, references: list[torch.Tensor], parallel: Parallel):
-        self.parallel = parallel
-        self.references = references
-        self.replace(noise)
-        moving = torch.ones(noise.shape[1], 1)
-        tokens = noise.shape[1] + (len(references[0]) if references else 0)
-        self.moving = parallel.scatter(torch.nn.functional.pad(moving, (0, 0, 0, tokens - len(moving))), ttnn.float32)
-
-    def replace(self, noise: torch.Tensor) -> None:
-        self.tokens = noise.shape[1]
-        self.rows = []
-        for i, row in enumerate(noise):
-            below = [self.references[i % len(self.references)]] if self.references else []
-            self.rows.append(self.parallel.scatter(torch.cat([row, *below]), ttnn.float32))
-
-    def move(self, i: int, velocity: "ttnn.Tensor", interval: float) -> None:
-        step = ttnn.multiply(velocity, ttnn.multiply(self.moving, interval))
-        self.rows[i] = ttnn.add(self.rows[i], step)
-
-    def noise(self) -> torch.Tensor:
-        """float32 [results, N, C]."""
-        return torch.stack([self.parallel.gather(rows)[: self.tokens] for rows in self.rows])
 
 
 class Editor:
@@ -242,7 +197,7 @@ class Editor:
         """
         steps = len(edit.sigmas) - 1
         parallel = self.models.parallel["transformer"]
-        images = _Images(edit.latents, references, parallel)
+        images = Images(edit.latents, references, parallel)
         for first in range(0, steps, TABLE_STEPS):
             some = range(first, min(first + TABLE_STEPS, steps))
             for condition in conditions:
@@ -258,35 +213,21 @@ class Editor:
             positions = {length: Positions.of(ids, length, config, parallel) for length in lengths}
             for condition in conditions:
                 condition.placed = parallel.scatter(condition.context, ttnn.bfloat16)
+                condition.positions = positions[len(condition.context)]
             yield Phase("transformer weights")
-            for step in some:
-                if edit.interrupted():
-                    return images.noise()
-                self._step(edit, step, transformer, positions, conditions, images)
-                yield Phase("step", step + 1, steps)
-                if edit.callback:
-                    self._call_back(edit, step, conditions, images)
-            del transformer
+            prompts = [conditions[p :: len(edit.text)] for p in range(len(edit.text))]
+            with closing(Denoiser(transformer, prompts, images, edit.true_cfg_scale, len(some))) as denoiser:
+                for step in some:
+                    if edit.interrupted():
+                        return images.noise()
+                    denoiser.step(step - first, edit.sigmas[step + 1] - edit.sigmas[step])
+                    yield Phase("step", step + 1, steps)
+                    if edit.callback:
+                        self._call_back(edit, step, conditions, images)
+            del transformer, denoiser
         return images.noise()
 
-    def _step(self, edit: Edit, step: int, transformer, positions, conditions: list[Condition], images) -> None:
-        """One Euler step of all results."""
-        interval = edit.sigmas[step + 1] - edit.sigmas[step]
-        prompts = len(edit.text)
-        for p in range(prompts):
-            of_prompt = [
-                (condition.placed, positions[len(condition.context)], condition.table.step(step % TABLE_STEPS))
-                for condition in conditions[p::prompts]
-            ]
-            for i in range(p * edit.images_per_prompt, (p + 1) * edit.images_per_prompt):
-                image = ttnn.typecast(images.rows[i], ttnn.bfloat16)
-                velocity, *negative = [transformer(image, *inputs) for inputs in of_prompt]
-                if negative:
-                    towards = ttnn.multiply(ttnn.subtract(velocity, negative[0]), edit.true_cfg_scale)
-                    velocity = ttnn.add(negative[0], towards)
-                images.move(i, velocity, interval)
-
-    def _call_back(self, edit: Edit, step: int, conditions: list[Condition], images: "_Images") -> None:
+    def _call_back(self, edit: Edit, step: int, conditions: list[Condition], images: Images) -> None:
         """What the callback gets it may also change in place; what it returns goes first."""
         prompts, each = conditions[: len(edit.text)], edit.images_per_prompt
         tensors = {}
@@ -305,7 +246,7 @@ class Editor:
                 raise ValueError("`prompt_embeds` from the callback must be equal for all results of one prompt.")
             for prompt, row in zip(prompts, rows[::each], strict=True):
                 prompt.context = row
-                prompt.placed = images.parallel.scatter(row, ttnn.bfloat16)
+                images.parallel.write(row, prompt.placed)
 
     def _image_ids(self, edit: Edit) -> torch.Tensor:
         """Position ids of the noise and the reference tokens."""

@@ -57,6 +57,9 @@ class Mesh:
     """An open device, and what the collectives of all models on it share: semaphores and persistent buffers.
 
     There are two sets of each, used in turns, since a collective may begin while a neighbour still ends the one before.
+
+    Attributes:
+        turns: keys of what has its second set next.
     """
 
     def __init__(self, device: "ttnn.MeshDevice | None"):
@@ -64,8 +67,9 @@ class Mesh:
         self.device = device
         self.shape = tuple(device.shape) if device else (1, 1)
         self.system = system() if self.chips > 1 else System()
-        self._semaphores: dict[tuple, list] = {}
-        self._buffers: dict[tuple, list] = {}
+        self.turns: frozenset[tuple] = frozenset()
+        self._semaphores: dict[tuple, tuple] = {}
+        self._buffers: dict[tuple, tuple] = {}
 
     @property
     def chips(self) -> int:
@@ -104,7 +108,7 @@ class Mesh:
         def make() -> list:
             return [ttnn.create_global_semaphore(self.device, ttnn.CoreRangeSet({cores}), 0) for _ in range(2)]
 
-        return _in_turns(self._semaphores, (name, axis), make)
+        return self._in_turns(self._semaphores, (name, axis), make)
 
     def buffer(self, name: str, shape: Sequence[int], dtype: "ttnn.DataType") -> "ttnn.Tensor":
         """In tiles, of no values; `name` tells apart what is in use at the same time."""
@@ -112,7 +116,7 @@ class Mesh:
         def make() -> "ttnn.Tensor":
             return ttnn.empty(list(shape), dtype=dtype, layout=ttnn.TILE_LAYOUT, device=self.device)
 
-        return _in_turns(self._buffers, (name, *shape, dtype), make)
+        return self._in_turns(self._buffers, (name, *shape, dtype), make)
 
     def statistics_buffer(self, x: "ttnn.Tensor", axis: int, links: int) -> "ttnn.Tensor":
         """For what a norm of `x` exchanges along an axis."""
@@ -121,19 +125,19 @@ class Mesh:
             create = ttnn.experimental.dit_fused_distributed_layernorm_create_stats_buffer
             return create(x, axis, self.device, num_links=links)
 
-        return _in_turns(self._buffers, ("statistics", axis, *x.shape), make)
+        return self._in_turns(self._buffers, ("statistics", axis, *x.shape), make)
 
     def free_buffers(self) -> None:
         """Another edit may want others, of other shapes."""
         self._buffers.clear()
 
-
-def _in_turns(pairs: dict, key, make: Callable):
-    """One of two things that `make` made, each time the other."""
-    if key not in pairs:
-        pairs[key] = [make(), make()]
-    pairs[key].reverse()
-    return pairs[key][0]
+    def _in_turns(self, pairs: dict[tuple, tuple], key: tuple, make: Callable):
+        """One of two things that `make` made, each time the other."""
+        if key not in pairs:
+            pairs[key] = make(), make()
+        turn = key in self.turns
+        self.turns ^= {key}
+        return pairs[key][turn]
 
 
 class Parallel:
@@ -179,10 +183,17 @@ class Parallel:
 
         Rows that there are no tokens for are zeros, behind all others.
         """
+        return self._in_tiles(x, dtype, self.device)
+
+    def write(self, x: torch.Tensor, to: "ttnn.Tensor") -> None:
+        """Tokens in the place of as many others that `scatter` put there."""
+        ttnn.copy_host_to_device_tensor(self._in_tiles(x, to.dtype, None), to)
+
+    def _in_tiles(self, x: torch.Tensor, dtype: "ttnn.DataType", device) -> "ttnn.Tensor":
         padded = torch.nn.functional.pad(x, (0, 0, 0, self.sp * self.rows(len(x)) - len(x)))
         mapper = self.mapper(self.sp_axis, 2)
         return ttnn.from_torch(
-            padded[None, None], dtype=dtype, layout=ttnn.TILE_LAYOUT, device=self.device, mesh_mapper=mapper
+            padded[None, None], dtype=dtype, layout=ttnn.TILE_LAYOUT, device=device, mesh_mapper=mapper
         )
 
     def gather(self, x: "ttnn.Tensor") -> torch.Tensor:

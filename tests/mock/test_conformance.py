@@ -80,7 +80,8 @@ def of_real_widths(device) -> None:
     config = COMPONENTS["transformer"][1](checkpoint.config("transformer", "") | blocks)
     positions = Positions.of(ids, 77, config, parallel)
     transformer = model(Transformer, "transformer", **blocks)
-    transformer(parallel.scatter(image, ttnn.bfloat16), context, positions, table.step(1))
+    table.choose(1)
+    transformer(parallel.scatter(image, ttnn.bfloat16), context, positions, table.step())
     to_picture(model(Decoder, "vae")(torch.zeros(16, 64), 64, 64))
 
 

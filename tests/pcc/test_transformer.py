@@ -68,7 +68,8 @@ class Case:
         pooled = device_tensor(self.pooled[None], device)
         self.temb_out = modulation.embed([SIGMA], GUIDANCE, pooled)
         self.table = modulation([0.9, SIGMA, 0.1], GUIDANCE, pooled)
-        self.step = self.table.step(1)
+        self.table.choose(1)
+        self.step = self.table.step()
 
     def temb(self, dtype: torch.dtype) -> torch.Tensor:
         model = self.model if dtype == torch.float32 else self.bf16_model
@@ -227,7 +228,7 @@ def compare(
     transformer = Transformer(config, weights(model, device, parallel))
     positions = Positions.of(ids, context, config, parallel)
     inputs = (parallel.scatter(x[0], ttnn.bfloat16) for x in (latents, text))
-    out = parallel.gather(transformer(*inputs, positions, table.step(0)))[None]
+    out = parallel.gather(transformer(*inputs, positions, table.step()))[None]
     inputs, count = (latents, text, pooled, ids), rows * columns
     reference32, reference16 = sample(model, *inputs), sample(in_bf16(model), *inputs)
     check_accuracy(label, out[:, :count], reference32[:, :count], reference16[:, :count])

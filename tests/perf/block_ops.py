@@ -42,12 +42,12 @@ def count(device, precision: str) -> dict[str, int]:
     ids = torch.cat([image_ids(EDGE, EDGE, index=index) for index in (0, 1)])
     positions = Positions.of(ids, TEXT, config, parallel)
     image, context, joint = (_empty(device, rows, config.inner_dim) for rows in (len(ids), TEXT, len(ids) + TEXT))
-    (double,), (single,), step = transformer.double_blocks, transformer.single_blocks, table.step(1)
+    (double,), (single,), step = transformer.double_blocks, transformer.single_blocks, table.step()
     return {
         "double block": _ops(lambda: double(image, context, positions, step.double[0])),
         "single block": _ops(lambda: single(joint, positions, step.single[0])),
         # Of the image and the context stream of the double block, of the single block, and of the output norm.
-        "modulation": _ops(lambda: table.step(1)),
+        "modulation": _ops(table.step),
     }
 
 

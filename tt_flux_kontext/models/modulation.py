@@ -12,7 +12,7 @@ import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.layers import Linear
-from tt_flux_kontext.models.weights import Weights, upload
+from tt_flux_kontext.models.weights import Weights, upload, write
 
 SINUSOIDS = 256
 _ADAPTIVE = ("shift", "scale", "gate")  # what the linear layer of a single block gives, in its order
@@ -141,7 +141,7 @@ class Modulation:
             double=[tuple(self._vectors(linear, temb, _STREAM) for linear in streams) for streams in self.double],
             single=[self._vectors(linear, temb, _ADAPTIVE) for linear in self.single],
             out=self._vectors(self.out, temb, _OUT),
-            device=self.device,
+            chosen=upload(_unit(0, len(sigmas)), self.device, ttnn.bfloat16),
             config=self.norm_config,
         )
 
@@ -163,24 +163,27 @@ class Modulation:
 class ModulationTable:
     """Of each linear layer of `Modulation` its vectors, [1, 1, N, vectors D], a row a step; 2 MB a row for Flux.
 
-    Of a residual stream that is split, a chip's features of each vector.
+    Of a residual stream that is split, a chip's features of each vector. `chosen` is a unit vector [1, 1, 1, N].
     """
 
     double: "list[tuple[ttnn.Tensor, ttnn.Tensor]]"
     single: "list[ttnn.Tensor]"
     out: "ttnn.Tensor"
-    device: "ttnn.MeshDevice"
+    chosen: "ttnn.Tensor"
     config: object
 
-    def step(self, index: int) -> StepModulation:
-        """The vectors of one step, each [1, 1, 1, D]."""
-        # A row that begins no tile is cut out by a product with a unit vector: exact, and all its vectors in one op.
-        rows = self.out.shape[2]
-        unit = upload(torch.eye(rows)[None, None, index : index + 1], self.device, ttnn.bfloat16)
+    def choose(self, index: int) -> None:
+        """Which step `step` is of; the first one until then."""
+        write(_unit(index, self.chosen.shape[3]), self.chosen)
+
+    def step(self) -> StepModulation:
+        """The vectors of the step that was chosen, each [1, 1, 1, D]."""
 
         def vectors(table: "ttnn.Tensor", names: tuple[str, ...]) -> "list[ttnn.Tensor]":
+            # A row that begins no tile is cut out by a product with a unit vector: exact, and all its vectors in one
+            # op, which is the same for each step.
             return ttnn.experimental.minimal_matmul_split(
-                unit, table, chunks=len(names), dim=-1, compute_kernel_config=self.config
+                self.chosen, table, chunks=len(names), dim=-1, compute_kernel_config=self.config
             )
 
         def stream(table: "ttnn.Tensor") -> StreamModulation:
@@ -193,3 +196,8 @@ class ModulationTable:
             single=[Adaptive(*vectors(table, _ADAPTIVE)) for table in self.single],
             out=Adaptive(shift=shift, scale=scale),
         )
+
+
+def _unit(index: int, size: int) -> torch.Tensor:
+    """Unit vector [1, 1, 1, size]."""
+    return torch.eye(size)[None, None, index : index + 1]

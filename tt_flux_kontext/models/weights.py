@@ -290,6 +290,11 @@ def upload(x: torch.Tensor, device, dtype: "ttnn.DataType", *, tiled: bool = Tru
     return ttnn.from_torch(x, dtype=dtype, layout=layout, device=device)
 
 
+def write(x: torch.Tensor, to: "ttnn.Tensor") -> None:
+    """A torch tensor in the place of one of the same shape that `upload` put there."""
+    ttnn.copy_host_to_device_tensor(ttnn.from_torch(x, dtype=to.dtype, layout=to.layout), to)
+
+
 def download(x: "ttnn.Tensor") -> torch.Tensor:
     """What each chip has whole, from the first one."""
     return ttnn.to_torch(ttnn.get_device_tensors(x)[0])

@@ -64,7 +64,7 @@ def transformer(bench: Bench, latents, reference, context, pooled, policy=BF16):
     ).sample[:, : len(latents)]
 
     ours = models(bench, policy)
-    step = ours["modulation"]([SIGMA], GUIDANCE, bench.put(pooled[None, None, None])).step(0)
+    step = ours["modulation"]([SIGMA], GUIDANCE, bench.put(pooled[None, None, None])).step()
     parallel = ours.parallel["transformer"]
     positions = Positions.of(ids, len(context), ours.transformer_config, parallel)
     placed = [parallel.scatter(x, ttnn.bfloat16) for x in (torch.cat([latents, reference]), context)]
