@@ -30,12 +30,21 @@ def choose_device(name: str | None = None) -> tuple[str, str]:
 
 
 @contextmanager
-def open_device(name: str | None = None, mesh_shape: tuple[int, int] | None = None) -> Iterator["ttnn.MeshDevice"]:
+def open_device(
+    name: str | None = None,
+    mesh_shape: tuple[int, int] | None = None,
+    *,
+    trace_region_size: int = 0,
+    num_command_queues: int = 1,
+) -> Iterator["ttnn.MeshDevice"]:
     """Opens all chips: `silicon`, `emulated` or, to name what is emulated, `emulated:t3k` (n150 by default).
 
     Args:
         name: without one, a card where there is one, else the emulated device.
         mesh_shape: (rows, columns) of the mesh, where the chips can be seen as several; (1, 1) for one chip.
+        trace_region_size: bytes of each chip's DRAM set aside for traces, which have to do with them then; with 0 each
+            takes what it needs when it is captured.
+        num_command_queues: edits use the first one.
 
     Raises `ValueError` for an unknown name and a mesh that the system is not, and `RuntimeError` for `silicon` where no
     card is found, or where several chips can't be opened. Of a system that isn't known here it opens one chip, with a
@@ -62,7 +71,12 @@ def open_device(name: str | None = None, mesh_shape: tuple[int, int] | None = No
                 ring = set(shape) & set(system().rings)
                 ttnn.set_fabric_config(ttnn.FabricConfig.FABRIC_1D_RING if ring else ttnn.FabricConfig.FABRIC_1D)
                 at_the_end.callback(ttnn.set_fabric_config, ttnn.FabricConfig.DISABLED)
-            device = ttnn.open_mesh_device(ttnn.MeshShape(*shape), l1_small_size=L1_SMALL_SIZE)
+            device = ttnn.open_mesh_device(
+                ttnn.MeshShape(*shape),
+                l1_small_size=L1_SMALL_SIZE,
+                trace_region_size=trace_region_size,
+                num_command_queues=num_command_queues,
+            )
         except RuntimeError as error:
             if chips == 1:
                 raise

@@ -22,6 +22,10 @@ from tt_flux_kontext.weight_cache import WeightCache, cache_folder
 # Bytes of DRAM that stay from phase to phase whatever the edit: TT-NN's tables of windows, and what banks waste.
 LASTING = 126_000_000
 
+# Bytes of DRAM that a trace of a pass through the transformer takes. tt_dit's of FLUX.1, which has more operations, took
+# 51 MB on four Blackhole chips (tt-inference-server issue 4231).
+TRACE = 51_000_000
+
 COMPONENTS = {
     "text_encoder": ("CLIPTextModel", clip_config),
     "text_encoder_2": ("T5EncoderModel", t5_config),
@@ -180,12 +184,14 @@ class Models:
         # Besides a part of a map there is a mask, and the part is larger than a share where rows don't divide.
         encoder, decoder = (14, 12) if maps == 1 else (20, 16)
         lasting, of_result = LASTING + self._kept(size), 64 * size.results
+        # Each prompt has a trace, and on a mesh a second one that begins with other sets of semaphores.
+        traces = TRACE * size.prompts * (1 if transformer.mesh.chips == 1 else 2)
         return {
             "clip": lasting,
             "t5": lasting + 16 * self.t5_config.num_heads // self.parallel["t5"].tp * size.text_tokens**2,
             "vae encoder": lasting + encoder * channels[0] * size.pixels // maps,
             "modulation": lasting,
-            "transformer": lasting + 32 * tokens * width // transformer.sp + passed_around,
+            "transformer": lasting + 32 * tokens * width // transformer.sp + passed_around + traces,
             "vae decoder": lasting + (decoder * max(channels) + of_result) * size.pixels // maps,
         }
 
@@ -195,7 +201,8 @@ class Models:
         context = size.text_tokens * config.joint_attention_dim
         rows = -(-size.steps // ttnn.TILE_SIZE) * ttnn.TILE_SIZE
         table = rows * config.inner_dim * (12 * config.num_layers + 3 * config.num_single_layers + 2)
-        return 2 * size.prompts * (context + table) + 4 * size.results * size.image_tokens * config.in_channels
+        images = 4 * size.results + 6  # one is there in bfloat16 too, with its move
+        return 2 * size.prompts * (context + table) + images * size.image_tokens * config.in_channels
 
     def __getitem__(self, name: str):
         """A model with its weights on the device. Whoever asked for it drops it before asking for another."""

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from tt_flux_kontext.backend import STAND_INS, ttnn
 from tt_flux_kontext.mesh import Mesh
 
-SLOW_DISPATCH = "TT_METAL_SLOW_DISPATCH_MODE"  # environment variable: TT-NN writes each command itself then
+VARIABLE = "TT_FLUX_KONTEXT_TRACES"  # environment variable: "off" for none
+SLOW_DISPATCH = "TT_METAL_SLOW_DISPATCH_MODE"  # environment variable of TT-NN: its host writes to the cores itself
 FEW_CALLS = 3  # of which one has to run first, and one or two to be captured
 
 
 def can_trace() -> bool:
-    """Whether TT-NN can in this process: not with slow dispatch, nor on its mock device or its simulator."""
-    return not any(map(os.environ.get, (SLOW_DISPATCH, *STAND_INS)))
+    """Whether there are traces in this process: not with slow dispatch, nor on TT-NN's mock device or simulator."""
+    return os.environ.get(VARIABLE) != "off" and not any(map(os.environ.get, (SLOW_DISPATCH, *STAND_INS)))
 
 
 class Traced:

@@ -9,7 +9,7 @@ from tt_flux_kontext import FluxKontextPipeline, edit, open_device, side_by_side
 from tt_flux_kontext.backend import ttnn, watch
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.mesh import Mesh
-from tt_flux_kontext.trace import SLOW_DISPATCH, Traced
+from tt_flux_kontext.trace import SLOW_DISPATCH, VARIABLE, Traced, can_trace
 
 STEPS = 5
 FAST = {"prompt": "a", "max_area": 32 * 32, "max_sequence_length": 32, "num_inference_steps": STEPS}
@@ -63,7 +63,7 @@ def test_traces_change_no_bit(tiny_checkpoint, monkeypatch, system, split, argum
         assert (calls["begin_trace_capture"], calls["execute_trace"]) == (captures, replays)
         assert calls["release_trace"] == captures
         free = dram_bytes(device)
-        monkeypatch.setenv(SLOW_DISPATCH, "1")
+        monkeypatch.setenv(VARIABLE, "off")
         untraced, calls = run(pipe, **arguments)
         assert not calls["begin_trace_capture"] and dram_bytes(device) == free
         assert torch.equal(traced, untraced)
@@ -75,7 +75,7 @@ def test_tables_of_some_steps_at_a_time(tiny_checkpoint, mesh_device, monkeypatc
     pipe = load(tiny_checkpoint, mesh_device)
     traced, calls = run(pipe, num_inference_steps=12)
     assert (calls["begin_trace_capture"], calls["release_trace"], calls["execute_trace"]) == (2, 2, 8)
-    monkeypatch.setenv(SLOW_DISPATCH, "1")
+    monkeypatch.setenv(VARIABLE, "off")
     assert torch.equal(traced, run(pipe, num_inference_steps=12)[0])
 
 
@@ -101,6 +101,13 @@ def test_an_edit_that_is_broken_off_leaves_no_trace(tiny_checkpoint, mesh_device
         pass
     edits.close()
     assert dram_bytes(mesh_device) == free and not mesh_device.traces
+
+
+@pytest.mark.parametrize("name", [SLOW_DISPATCH, "TT_METAL_MOCK_CLUSTER_DESC_PATH", "TT_METAL_SIMULATOR"])
+def test_where_there_can_be_no_traces(monkeypatch, name):
+    assert can_trace()
+    monkeypatch.setenv(name, "1")
+    assert not can_trace()
 
 
 def test_side_by_side(tiny_checkpoint):

@@ -1,0 +1,22 @@
+"""Whether the denoising step of full-size edits could be replayed, as far as the mock device can tell: it has no traces.
+
+A trace repeats operations with the addresses that they had. So the same step must have the same ones every time.
+"""
+
+import pytest
+
+from tt_flux_kontext.planner.mock_device import run
+
+STEPS = 4
+
+
+@pytest.mark.parametrize("system,split,traces", [("n150", (1, 1), 1), ("t3k", (4, 2), 2)])
+def test_steps_repeat(system, split, traces):
+    """From the second one on, which all but the first are."""
+    first, *steps = run(system, "tests.mock.repeat_steps", {"split": split, "steps": STEPS})
+    assert len(steps) == STEPS - 1 and len(first["operations"]) > 900
+    assert all(step["operations"] == first["operations"] for step in steps)
+    assert all(step["addresses"] == steps[0]["addresses"] for step in steps)
+    turns = [step["turns"] for step in steps]
+    assert len(set(map(str, turns))) == traces
+    assert turns[:-traces] == turns[traces:]
