@@ -22,7 +22,7 @@ from tt_flux_kontext.weight_cache import WeightCache, cache_folder
 # Bytes of DRAM that stay from phase to phase whatever the edit: TT-NN's tables of windows, and what banks waste.
 LASTING = 126_000_000
 
-# Bytes of DRAM that a trace of a pass through the transformer takes. tt_dit's of FLUX.1, which has more operations, took
+# Bytes of DRAM that a trace of a pass through the transformer takes: tt_dit's of FLUX.1, with more operations, was
 # 51 MB on four Blackhole chips (tt-inference-server issue 4231).
 TRACE = 51_000_000
 

@@ -1,6 +1,6 @@
-"""Whether the denoising step of full-size edits could be replayed, as far as the mock device can tell: it has no traces.
+"""Whether denoising steps of full-size edits could be replayed, as far as the mock device can tell: it has no traces.
 
-A trace repeats operations with the addresses that they had. So the same step must have the same ones every time.
+A trace repeats operations at the addresses that they had. So each step must have the same ones.
 """
 
 import pytest

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from tests.silicon.case import COMPACT, Bench, cases
-from tests.silicon.rules import NEAR
+from tests.silicon.rules import NEAR, SAME
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.layers import Linear, Projections
 from tt_flux_kontext.models.modulation import _FewRows
+from tt_flux_kontext.models.weights import write
 from tt_flux_kontext.precision import EXACT
 
 ACTIVATIONS = {
@@ -97,3 +98,22 @@ def probabilities_times_value(bench: Bench, p, v):
     config = EXACT.compute_config(bench.device)
     out = ttnn.matmul(bench.put(p, "float32"), bench.put(v), dtype=ttnn.bfloat16, compute_kernel_config=config)
     yield out, p @ v
+
+
+@cases(SAME, replayed_product={})
+def replay(bench: Bench):
+    """Without a vector. A trace is replayed with other values than it was captured with."""
+    ones = [(torch.arange(64 * 64).view(64, 64) % number == 0).float() for number in (3, 5, 7)]  # and zeros
+    x, y = bench.put(ones[0]), bench.put(ones[1])
+
+    def work() -> "ttnn.Tensor":
+        return ttnn.matmul(x, y, dtype=ttnn.float32)
+
+    work()
+    trace = ttnn.begin_trace_capture(bench.device)
+    product = work()
+    ttnn.end_trace_capture(bench.device, trace)
+    ttnn.execute_trace(bench.device, trace, blocking=False)
+    write(ones[2], x)
+    ttnn.execute_trace(bench.device, trace, blocking=False)
+    yield product, ones[2] @ ones[1]

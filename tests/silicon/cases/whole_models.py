@@ -17,7 +17,6 @@ from tt_flux_kontext.resolution import image_ids
 BFP8 = Policy("bfp8", {"transformer": COMPACT})
 SIGMA, GUIDANCE = 0.7, 2.5
 PROMPT, SEED, EDGE = "make the circle red", 0, 128
-STEPS = 2
 
 
 def models(bench: Bench, policy: Policy = BF16):
@@ -93,10 +92,10 @@ def vae_decoder(bench: Bench, latents):
     yield picture, torch_pipeline().vae.decode(latents[None]).sample[0]
 
 
-@cases(LIKE, edit_of_2_steps={})
-def edit(bench: Bench):
-    """Without a vector."""
-    yield edited_by_ours(bench, STEPS), edited(torch_pipeline(), STEPS)
+@cases(LIKE, edit_of_2_steps={"steps": 2}, edit_of_5_steps={"steps": 5})
+def edit(bench: Bench, steps):
+    """Without a vector. Of 5 steps all but the first are replays of a trace."""
+    yield edited_by_ours(bench, steps), edited(torch_pipeline(), steps)
 
 
 def edited_by_ours(bench: Bench, steps: int) -> torch.Tensor:
