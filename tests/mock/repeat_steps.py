@@ -26,7 +26,8 @@ def main() -> None:
             ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
             next(phases)
             capture = ttnn.graph.end_graph_capture()
-            print(json.dumps({"turns": sorted(map(str, turns)), **recorded(capture)}), flush=True)
+            step = {"turns": sorted(map(str, turns)), "programs": device.num_program_cache_entries()}
+            print(json.dumps(step | recorded(capture)), flush=True)
             gc.collect()
 
 

@@ -15,7 +15,8 @@ def test_steps_repeat(system, split, traces):
     """From the second one on, which all but the first are."""
     first, *steps = run(system, "tests.mock.repeat_steps", {"split": split, "steps": STEPS})
     assert len(steps) == STEPS - 1 and len(first["operations"]) > 900
-    assert all(step["operations"] == first["operations"] for step in steps)
+    for what in ("operations", "programs"):  # none is compiled any more, which a capture can't
+        assert all(step[what] == first[what] for step in steps)
     assert all(step["addresses"] == steps[0]["addresses"] for step in steps)
     turns = [step["turns"] for step in steps]
     assert len(set(map(str, turns))) == traces

@@ -85,6 +85,22 @@ def test_a_trace_takes_no_memory_but_of_what_lives_on(device):
     assert allocated(device) == before
 
 
+def test_what_a_capture_makes_and_writes_to(device):
+    """And a result that was given back after the capture."""
+    x = put(torch.ones(32, 32), device)
+
+    def work():
+        total = ttnn.add(x, x)
+        return ttnn.add(total, x, output_tensor=total), ttnn.silu(total)
+
+    trace, (total, given_back) = captured(device, work)
+    ttnn.deallocate(given_back)
+    for value in (1.0, 2.0):
+        write(torch.full((32, 32), value), x)
+        ttnn.execute_trace(device, trace)
+        assert holds(total, torch.full((32, 32), 3 * value))
+
+
 def test_two_traces_over_one_another(device):
     x, y = (put(torch.full((32, 32), value), device) for value in (1.0, 2.0))
     result = put(torch.zeros(32, 32), device)

@@ -134,15 +134,19 @@ class MeshTraceId:
         args, kwargs = _mapped(call.arguments, found)
         results = list(_tensors(call.operation(*args, **kwargs)))
         for number, result in zip(call.made, results, strict=True):
-            if number is None:
-                continue
-            lasting = self._lasting[number]() if number in self._lasting else None
-            if lasting is not None:
-                for there, new in zip(shards_of(lasting), shards_of(result)):
-                    there.hold(new)
-            made[number] = lasting or result
+            if number is not None:
+                made[number] = self._in_place(number, result)
         for number in call.done:
             del made[number]
+
+    def _in_place(self, number: int, result: Tensor) -> Tensor:
+        """A result where the capture put it, if that tensor is still there."""
+        lasting = self._lasting[number]() if number in self._lasting else None
+        if lasting is None or not lasting.is_allocated():
+            return result
+        for there, new in zip(shards_of(lasting), shards_of(result)):
+            there.hold(new)
+        return lasting
 
 
 def begin_trace_capture(mesh_device: MeshDevice, *, cq_id: int | None = None) -> MeshTraceId:
