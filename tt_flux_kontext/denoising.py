@@ -1,8 +1,9 @@
 """Denoising: an edit's images on the device, and their way from one noise level to the next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -37,6 +38,7 @@ class Images:
         references: [R, C] each, of result i number i modulo their number; may be none.
 
     Attributes:
+        tokens, all_tokens: of the noise, and of noise and reference together.
         moving: a column of 1 for the noise, 0 for other rows.
         at_work: the result that the transformer gets, in bfloat16.
         move: what will be added to it.
@@ -49,6 +51,7 @@ class Images:
         self.rows = [parallel.scatter(x, ttnn.float32) for x in self._with_references(noise)]
         moving = torch.ones(self.tokens, 1)
         below = len(references[0]) if references else 0
+        self.all_tokens = self.tokens + below
         self.moving = parallel.scatter(torch.nn.functional.pad(moving, (0, 0, 0, below)), ttnn.float32)
         self.at_work, self.move = (
             ttnn.empty(list(self.rows[0].shape), dtype=dtype, layout=ttnn.TILE_LAYOUT, device=parallel.device)
@@ -88,6 +91,7 @@ class Denoiser:
         prompts: of each its condition, with classifier-free guidance also the negative one; both are on the device.
         images: of as many results for each prompt, which stand together.
         steps: that are to come.
+        added: with a step cache, of each result what the blocks add, by condition.
     """
 
     def __init__(
@@ -97,49 +101,58 @@ class Denoiser:
         images: Images,
         true_cfg_scale: float,
         steps: int,
+        added: "Sequence[Sequence[ttnn.Tensor]]" = (),
     ):
-        self.prompts, self.images = prompts, images
+        self.transformer, self.prompts, self.images = transformer, prompts, images
+        self.true_cfg_scale, self.added = true_cfg_scale, added
         self.each = len(images.rows) // len(prompts)
         mesh = images.parallel.mesh
         self.interval = upload(torch.zeros(1, 1, 1, 1), mesh.device, ttnn.float32)
-        self.predictions = [
-            Traced(
-                partial(_predict, transformer, conditions, images, self.interval, true_cfg_scale),
-                mesh,
-                steps * self.each,
-            )
-            for conditions in prompts
-        ]
+        # Results of a prompt share a trace, but not where each keeps something of its own.
+        self.predictions = []
+        for i in range(len(images.rows)):
+            if i % self.each == 0 or added:
+                traced = Traced(partial(self._predict, i), mesh, steps if added else steps * self.each)
+            self.predictions.append(traced)
+        if added:  # now, so that no program is put later where a trace keeps what it makes
+            self._predict_without_blocks(0)
 
-    def step(self, index: int, interval: float) -> None:
-        """To a noise level `interval` higher, which is negative; `index`: of the step in the tables."""
+    def step(self, index: int, interval: float, full: bool = True) -> None:
+        """To a noise level `interval` higher, which is negative.
+
+        `index`: of the step in the tables; `full`: whether the transformer's blocks run.
+        """
         write(torch.full((1, 1, 1, 1), interval), self.interval)
-        for p, (conditions, predict) in enumerate(zip(self.prompts, self.predictions, strict=True)):
-            for condition in conditions:
-                condition.table.choose(index)
-            for i in range(p * self.each, (p + 1) * self.each):
-                self.images.begin(i)
-                predict()
-                self.images.end(i)
+        for condition in chain(*self.prompts):
+            condition.table.choose(index)
+        for i, predict in enumerate(self.predictions):
+            self.images.begin(i)
+            predict() if full else self._predict_without_blocks(i)
+            self.images.end(i)
 
     def close(self) -> None:
-        for prediction in self.predictions:
+        for prediction in set(self.predictions):
             prediction.release()
+        self.predictions.clear()  # which hold this object, and all that it has on the device
 
+    def _predict(self, i: int) -> None:
+        """How the image at work moves, which is result i or, without `added`, any of its prompt."""
+        conditions = self.prompts[i // self.each]
+        image, added = self.images.at_work, self.added[i] if self.added else [None] * len(conditions)
+        self._move(
+            self.transformer(image, condition.placed, condition.positions, condition.table.step(), adds)
+            for condition, adds in zip(conditions, added, strict=True)
+        )
 
-def _predict(
-    transformer: Transformer,
-    conditions: Sequence[Condition],
-    images: Images,
-    interval: "ttnn.Tensor",
-    true_cfg_scale: float,
-) -> None:
-    """How the image at work moves."""
-    velocity, *negative = [
-        transformer(images.at_work, condition.placed, condition.positions, condition.table.step())
-        for condition in conditions
-    ]
-    if negative:
-        towards = ttnn.multiply(ttnn.subtract(velocity, negative[0]), true_cfg_scale)
-        velocity = ttnn.add(negative[0], towards)
-    ttnn.multiply(velocity, ttnn.multiply(images.moving, interval), output_tensor=images.move)
+    def _predict_without_blocks(self, i: int) -> None:
+        self._move(
+            self.transformer.without_blocks(self.images.at_work, adds, condition.table.step_out())
+            for condition, adds in zip(self.prompts[i // self.each], self.added[i], strict=True)
+        )
+
+    def _move(self, velocities: "Iterable[ttnn.Tensor]") -> None:
+        velocity, *negative = velocities
+        if negative:
+            towards = ttnn.multiply(ttnn.subtract(velocity, negative[0]), self.true_cfg_scale)
+            velocity = ttnn.add(negative[0], towards)
+        ttnn.multiply(velocity, ttnn.multiply(self.images.moving, self.interval), output_tensor=self.images.move)

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
+from diffusers import MagCacheConfig
 from loguru import logger
 
 from tt_flux_kontext.backend import ttnn
@@ -14,6 +15,7 @@ from tt_flux_kontext.models.vae import to_picture, to_tokens
 from tt_flux_kontext.models.weights import download, upload
 from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import image_ids, pack_latents
+from tt_flux_kontext.step_cache import StepCache
 from tt_flux_kontext.turns import finish
 
 TABLE_STEPS = 64  # whose modulation is on the device at a time: 2 MB a step and prompt for Flux
@@ -52,6 +54,7 @@ class Edit:
         guidance: distilled guidance scale, or None where the transformer embeds none.
         callback: (step, timestep 0 to 1000, tensors) -> tensors to replace, after each step.
         interrupted: asked before each step whether to leave out this one and all others.
+        step_cache: of as many steps; None for the blocks in each of them.
         latents: starting noise, float32 [results, N, C]; results of one prompt stand together.
         image: pictures [B, 3, H, W] from -1 to 1 or latents [B, C, h, w]; result i is made from number i modulo B.
     """
@@ -68,6 +71,7 @@ class Edit:
     callback: Callable | None = None
     callback_tensors: Sequence[str] = ()
     interrupted: Callable[[], bool] = lambda: False
+    step_cache: MagCacheConfig | None = None
     latents: torch.Tensor | None = None  # these two when all else is known to fit
     image: torch.Tensor | None = None
 
@@ -93,6 +97,9 @@ class Editor:
     Args:
         models: of a checkpoint, brought to the device when asked for.
         tokenizer, tokenizer_2: of CLIP and T5, from transformers.
+
+    Attributes:
+        mag_ratios: of the last edit with a step cache, see `StepCache.ratios`.
     """
 
     def __init__(self, models: Models, tokenizer, tokenizer_2):
@@ -100,6 +107,7 @@ class Editor:
         self.device = models.device
         self.tokenizer = tokenizer
         self.tokenizer_2 = tokenizer_2
+        self.mag_ratios: list[float] = []
 
     def run(self, edit: Edit, decode: bool = True) -> Iterator[Phase | torch.Tensor]:
         """Yields each phase when it is on its way, and last the result.
@@ -147,6 +155,7 @@ class Editor:
             prompts=len(edit.text) * len(edit.texts),
             results=edit.results,
             steps=min(len(edit.sigmas) - 1, TABLE_STEPS),
+            kept=edit.results * len(edit.texts) if edit.step_cache else 0,
         )
 
     def _encode_clip(self, edit: Edit) -> Iterator[Phase]:
@@ -198,6 +207,10 @@ class Editor:
         steps = len(edit.sigmas) - 1
         parallel = self.models.parallel["transformer"]
         images = Images(edit.latents, references, parallel)
+        cache, added, full = None, (), [True] * steps
+        if edit.step_cache:
+            cache = StepCache(edit.step_cache, images, len(edit.texts), self.models.transformer_config.inner_dim)
+            added, full, self.mag_ratios = cache.added, cache.full, cache.ratios
         for first in range(0, steps, TABLE_STEPS):
             some = range(first, min(first + TABLE_STEPS, steps))
             for condition in conditions:
@@ -216,12 +229,14 @@ class Editor:
                 condition.positions = positions[len(condition.context)]
             yield Phase("transformer weights")
             prompts = [conditions[p :: len(edit.text)] for p in range(len(edit.text))]
-            with closing(Denoiser(transformer, prompts, images, edit.true_cfg_scale, len(some))) as denoiser:
+            with closing(Denoiser(transformer, prompts, images, edit.true_cfg_scale, len(some), added)) as denoiser:
                 for step in some:
                     if edit.interrupted():
                         return images.noise()
-                    denoiser.step(step - first, edit.sigmas[step + 1] - edit.sigmas[step])
+                    denoiser.step(step - first, edit.sigmas[step + 1] - edit.sigmas[step], full[step])
                     yield Phase("step", step + 1, steps)
+                    if cache:
+                        cache.after_step()
                     if edit.callback:
                         self._call_back(edit, step, conditions, images)
             del transformer, denoiser

@@ -7,6 +7,7 @@ from functools import partial, wraps
 from pathlib import Path
 
 import torch
+from diffusers import MagCacheConfig
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -86,6 +87,7 @@ class FluxKontextPipeline:
         self.turn = Turn()
         self._editor = Editor(models, self.tokenizer, self.tokenizer_2)
         self._progress_bar_config = {}
+        self._step_cache: MagCacheConfig | None = None
 
     @classmethod
     def from_pretrained(
@@ -120,6 +122,29 @@ class FluxKontextPipeline:
         """By diffusers' names: scheduler and tokenizers, and the configs of the models, whose weights come and go."""
         own = {"scheduler": self.scheduler, "tokenizer": self.tokenizer, "tokenizer_2": self.tokenizer_2}
         return self._editor.models.configs | own | {"image_encoder": None, "feature_extractor": None}
+
+    def enable_cache(self, config: MagCacheConfig) -> None:
+        """Leaves out the transformer's blocks in steps that change little, as diffusers' `transformer.enable_cache`.
+
+        `config.mag_ratios` are a checkpoint's: `KONTEXT_MAG_RATIOS` in `tt_flux_kontext.step_cache` for FLUX.1 Kontext
+        [dev]; an edit with `MagCacheConfig(calibrate=True)` leaves out nothing, and has others in `mag_ratios`
+        afterwards. Edits must have its `num_inference_steps`. Raises `TypeError` for another kind of cache.
+        """
+        if not isinstance(config, MagCacheConfig):
+            raise TypeError(f"The step cache is diffusers' MagCacheConfig, not {type(config).__name__}.")
+        self._step_cache = config
+
+    def disable_cache(self) -> None:
+        self._step_cache = None
+
+    @property
+    def is_cache_enabled(self) -> bool:
+        return self._step_cache is not None
+
+    @property
+    def mag_ratios(self) -> list[float]:
+        """Of the last edit that calibrated a step cache, for `MagCacheConfig(mag_ratios=...)`; one for each step."""
+        return self._editor.mag_ratios
 
     def set_progress_bar_config(self, **kwargs) -> None:
         """Of tqdm's bars over the denoising steps and over weights on their way; `disable=True` hides them."""
@@ -241,6 +266,11 @@ class FluxKontextPipeline:
             results=results,
         )
         steps = num_inference_steps if levels is None else len(levels)
+        if self._step_cache and self._step_cache.num_inference_steps != steps:
+            raise ValueError(
+                f"The step cache is for {self._step_cache.num_inference_steps} steps but the edit has {steps}: enable "
+                f"it with MagCacheConfig(num_inference_steps={steps}, ...), or disable it."
+            )
         check_host_memory(
             HOST_BYTES_A_PIXEL * results * size[0] * size[1] + HOST_BYTES_A_STEP * steps,
             f"An edit of {results} x {size[1]} x {size[0]} pixels in {steps} steps",
@@ -262,6 +292,7 @@ class FluxKontextPipeline:
             callback=partial(callback_on_step_end, self) if callback_on_step_end else None,
             callback_tensors=callback_on_step_end_tensor_inputs or (),
             interrupted=lambda: self._interrupt,
+            step_cache=self._step_cache,
         )
         self._editor.models.reserve(self._editor.size(edit))  # refuses what is too large before it is made
         if pictures is not None and not is_latents(pictures, self.vae_config.latent_channels):

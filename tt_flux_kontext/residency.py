@@ -56,6 +56,7 @@ class EditSize:
         prompts: the negative ones counted too.
         results: pictures.
         steps: whose modulation is on the device at a time.
+        kept: of a step cache, passes whose blocks' work is kept.
     """
 
     text_tokens: int
@@ -64,6 +65,7 @@ class EditSize:
     prompts: int = 1
     results: int = 1
     steps: int = 28
+    kept: int = 0
 
 
 class DoesNotFit(RuntimeError):
@@ -184,14 +186,16 @@ class Models:
         # Besides a part of a map there is a mask, and the part is larger than a share where rows don't divide.
         encoder, decoder = (14, 12) if maps == 1 else (20, 16)
         lasting, of_result = LASTING + self._kept(size), 64 * size.results
-        # Each prompt has a trace, and on a mesh a second one that begins with other sets of semaphores.
-        traces = TRACE * size.prompts * (1 if transformer.mesh.chips == 1 else 2)
+        # Each prompt has a trace, or with a step cache each result; on a mesh a second one that begins with other sets
+        # of semaphores.
+        traces = TRACE * max(size.prompts, size.kept) * (1 if transformer.mesh.chips == 1 else 2)
+        kept = 2 * size.kept * size.image_tokens * width // transformer.sp
         return {
             "clip": lasting,
             "t5": lasting + 16 * self.t5_config.num_heads // self.parallel["t5"].tp * size.text_tokens**2,
             "vae encoder": lasting + encoder * channels[0] * size.pixels // maps,
             "modulation": lasting,
-            "transformer": lasting + 32 * tokens * width // transformer.sp + passed_around + traces,
+            "transformer": lasting + 32 * tokens * width // transformer.sp + passed_around + traces + kept,
             "vae decoder": lasting + (decoder * max(channels) + of_result) * size.pixels // maps,
         }
 

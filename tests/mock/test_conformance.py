@@ -81,7 +81,10 @@ def of_real_widths(device) -> None:
     positions = Positions.of(ids, 77, config, parallel)
     transformer = model(Transformer, "transformer", **blocks)
     table.choose(1)
-    transformer(parallel.scatter(image, ttnn.bfloat16), context, positions, table.step())
+    placed = parallel.scatter(image, ttnn.bfloat16)
+    added = ttnn.zeros((1, 1, len(image), config.inner_dim), dtype=ttnn.bfloat16, layout=ttnn.TILE_LAYOUT, device=device)
+    transformer(placed, context, positions, table.step(), added)
+    transformer.without_blocks(placed, added, table.step_out())
     to_picture(model(Decoder, "vae")(torch.zeros(16, 64), 64, 64))
 
 

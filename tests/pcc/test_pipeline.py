@@ -1,11 +1,13 @@
 """Whole edits against diffusers' pipeline, from the same starting noise."""
 
 import math
+from contextlib import ExitStack
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from diffusers import MagCacheConfig
 from PIL import Image
 
 from reference.accuracy import relative_rmse
@@ -58,6 +60,7 @@ def compare(
     width: int = 96,
     area: int = AREA,
     split: tuple[int, int] | None = None,
+    step_cache: MagCacheConfig | None = None,
     **arguments,
 ) -> None:
     """The same call of our pipeline and of diffusers' in float32 and bfloat16, to latents and to the picture."""
@@ -71,7 +74,13 @@ def compare(
         "sigmas": unshifted(height, width, area),
     } | arguments
     pipe = ours(checkpoint, device, split)
-    with quiet():
+    with quiet(), ExitStack() as at_the_end:
+        if step_cache:
+            pipe.enable_cache(step_cache)
+            for dtype in (torch.float32, torch.bfloat16):
+                transformer = reference(checkpoint, dtype).transformer
+                transformer.enable_cache(step_cache)
+                at_the_end.callback(transformer.disable_cache)
         noise = starting_noise(checkpoint, arguments)
         for output_type in ("latent", "pt"):
             ours_only = {"generator": seeded(), "output_type": output_type, "diffusers_sizes": True}
@@ -110,6 +119,17 @@ def starting_noise(checkpoint, arguments) -> torch.Tensor:
 def test_edit(mesh_device, tiny_checkpoint, check_accuracy):
     """The picture's shape is not the result's, and neither fills whole tiles."""
     compare(tiny_checkpoint, mesh_device, check_accuracy, "edit", image=picture(112, 80), prompt=PROMPT)
+
+
+@pytest.mark.parametrize(
+    "device_params", [{"mesh_shape": (1, 1)}, {"name": "emulated:t3k"}], ids=["one chip", "t3k"], indirect=True
+)
+def test_step_cache(mesh_device, tiny_checkpoint, check_accuracy, request):
+    """The second of three steps does without the blocks."""
+    config = MagCacheConfig(mag_ratios=[1.0], max_skip_steps=1, retention_ratio=0.0, num_inference_steps=len(LEVELS))
+    label = f"edit with step cache, {request.node.callspec.id}"
+    edit = {"image": picture(112, 80), "prompt": PROMPT, "num_images_per_prompt": 2}
+    compare(tiny_checkpoint, mesh_device, check_accuracy, label, step_cache=config, **edit)
 
 
 def test_text_to_image(mesh_device, tiny_checkpoint, check_accuracy):

@@ -169,6 +169,7 @@ def subtract(
     activations=(),
     input_tensor_a_activations=(),
     input_tensor_b_activations=(),
+    output_tensor: Tensor | None = None,
 ) -> Tensor:
     """``a - b``; see ``add``."""
 
@@ -176,7 +177,10 @@ def subtract(
         return x - y if on_vector_unit else aligned_sum(x, -y)
 
     acts = (activations, input_tensor_a_activations, input_tensor_b_activations)
-    return _binary("subtract", compute, round_to_bf16_, input_tensor_a, input_tensor_b, dtype, memory_config, *acts)
+    operands = input_tensor_a, input_tensor_b
+    return _binary(
+        "subtract", compute, round_to_bf16_, *operands, dtype, memory_config, *acts, output_tensor=output_tensor
+    )
 
 
 @per_chip

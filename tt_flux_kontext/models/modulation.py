@@ -178,23 +178,26 @@ class ModulationTable:
 
     def step(self) -> StepModulation:
         """The vectors of the step that was chosen, each [1, 1, 1, D]."""
-
-        def vectors(table: "ttnn.Tensor", names: tuple[str, ...]) -> "list[ttnn.Tensor]":
-            # A row that begins no tile is cut out by a product with a unit vector: exact, and all its vectors in one
-            # op, which is the same for each step.
-            return ttnn.experimental.minimal_matmul_split(
-                self.chosen, table, chunks=len(names), dim=-1, compute_kernel_config=self.config
-            )
-
-        def stream(table: "ttnn.Tensor") -> StreamModulation:
-            parts = vectors(table, _STREAM)
-            return StreamModulation(attention=Adaptive(*parts[:3]), feed_forward=Adaptive(*parts[3:]))
-
-        scale, shift = vectors(self.out, _OUT)
         return StepModulation(
-            double=[(stream(image), stream(context)) for image, context in self.double],
-            single=[Adaptive(*vectors(table, _ADAPTIVE)) for table in self.single],
-            out=Adaptive(shift=shift, scale=scale),
+            double=[(self._stream(image), self._stream(context)) for image, context in self.double],
+            single=[Adaptive(*self._row(table, _ADAPTIVE)) for table in self.single],
+            out=self.step_out(),
+        )
+
+    def step_out(self) -> Adaptive:
+        """Of them those of the output norm alone."""
+        scale, shift = self._row(self.out, _OUT)
+        return Adaptive(shift=shift, scale=scale)
+
+    def _stream(self, table: "ttnn.Tensor") -> StreamModulation:
+        parts = self._row(table, _STREAM)
+        return StreamModulation(attention=Adaptive(*parts[:3]), feed_forward=Adaptive(*parts[3:]))
+
+    def _row(self, table: "ttnn.Tensor", names: tuple[str, ...]) -> "list[ttnn.Tensor]":
+        # A row that begins no tile is cut out by a product with a unit vector: exact, and all its vectors in one op,
+        # which is the same for each step.
+        return ttnn.experimental.minimal_matmul_split(
+            self.chosen, table, chunks=len(names), dim=-1, compute_kernel_config=self.config
         )
 
 

@@ -261,17 +261,35 @@ class Transformer(_Adaptable):
             )
 
     def __call__(
-        self, image: "ttnn.Tensor", context: "ttnn.Tensor", positions: Positions, modulation: StepModulation
+        self,
+        image: "ttnn.Tensor",
+        context: "ttnn.Tensor",
+        positions: Positions,
+        modulation: StepModulation,
+        added: "ttnn.Tensor | None" = None,
     ) -> "ttnn.Tensor":
         """
         Args:
             image: [1, 1, I, C] bfloat16, packed: noise, and below it latents of the picture to edit if there is one.
             context: [1, 1, T, J] bfloat16, of the T5 encoder.
+            added: [1, 1, I, D] bfloat16, where to write what the blocks add to the embedded image.
 
         Both are a chip's rows of the whole (`Parallel.scatter`). Returns the velocity of the image rows, of which only
         that of the noise means something, float32 [1, 1, I, C].
         """
-        image = self.x_embedder(image)
+        embedded = self.x_embedder(image)
+        x = self._blocks(embedded, context, positions, modulation)
+        if added is not None:
+            ttnn.subtract(x, embedded, output_tensor=added)
+        return self._velocity(x, modulation.out)
+
+    def without_blocks(self, image: "ttnn.Tensor", added: "ttnn.Tensor", modulation: Adaptive) -> "ttnn.Tensor":
+        """The same, if the blocks added what they did in another step; modulation: of the output norm."""
+        return self._velocity(ttnn.add(self.x_embedder(image), added), modulation)
+
+    def _blocks(
+        self, image: "ttnn.Tensor", context: "ttnn.Tensor", positions: Positions, modulation: StepModulation
+    ) -> "ttnn.Tensor":
         context = self.context_embedder(context)
         for block, step in zip(self.double_blocks, modulation.double, strict=True):
             image, context = block(image, context, positions, step)
@@ -281,5 +299,7 @@ class Transformer(_Adaptable):
             x = block(x, positions, step)
 
         context_rows, (*_, rows, dim) = positions.lengths.context_rows, x.shape
-        x = ttnn.slice(x, [0, 0, context_rows, 0], [1, 1, rows, dim])
-        return self.proj_out(self.norm(x, modulation.out), dtype=ttnn.float32)
+        return ttnn.slice(x, [0, 0, context_rows, 0], [1, 1, rows, dim])
+
+    def _velocity(self, x: "ttnn.Tensor", modulation: Adaptive) -> "ttnn.Tensor":
+        return self.proj_out(self.norm(x, modulation), dtype=ttnn.float32)
