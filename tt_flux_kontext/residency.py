@@ -1,6 +1,5 @@
 """The models of a checkpoint, and which of them have their weights on the device."""
 
-import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,6 +8,7 @@ from tqdm.auto import tqdm
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles
 from tt_flux_kontext.device import dram_bytes
+from tt_flux_kontext.host_memory import HostWeights, host_memory
 from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.clip import CLIPTextEncoder, clip_config
 from tt_flux_kontext.models.modulation import Modulation
@@ -74,7 +74,7 @@ class DoesNotFit(RuntimeError):
 
 def check_host_memory(needed: int, what: str) -> None:
     """Raises `DoesNotFit` for what this machine could not hold even if it were empty."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    _, total = host_memory()
     if needed > total:
         raise DoesNotFit(
             f"{what} would take about {needed // 10**9} GB of this machine's memory, which has {total / 1e9:.0f} GB."
@@ -119,6 +119,7 @@ class Models:
         self._bytes = self.weight_bytes(precision)
         self._workspace = dict.fromkeys(self._models, 0)
         self._resident = {}  # the one used last comes last
+        self._host = HostWeights(device)
         self._cache = WeightCache(cache_folder())
         self.progress_bar_config = {}
 
@@ -229,7 +230,10 @@ class Models:
                 weights = Weights(tensors, precision, parallel, keep=keep, progress=bar.update)
                 return model_class(config, weights)
 
-        return self._cache.build(name, tensors, precision, parallel, size, build, self._bar)
+        def load(build):
+            return self._cache.build(name, tensors, precision, parallel, size, build, self._bar)
+
+        return self._host.build(name, size, build, load)
 
     def _bar(self, what: str, size: int) -> tqdm:
         ours = {"desc": what, "total": size, "unit": "B", "unit_scale": True, "delay": 1, "leave": False}

@@ -44,8 +44,10 @@ _PIECE = 1 << 22  # bytes read at once
 _THREADS = 4  # that compute checksums while the device gets its tensors
 _AHEAD = 1_000_000_000  # bytes that they are ahead: what they read is still in memory when the device needs it
 
+_known: dict[tuple, int] = {}  # checksums, by what tells files and their states apart
+
 Make = Callable[[], "ttnn.Tensor"]
-Keep = Callable[[str, Make], "ttnn.Tensor"]  # called for each parameter of a model in turn; gives it on the device
+Keep = Callable[[str, Make], "ttnn.Tensor"]  # called for each parameter of a model in turn; gives it, wherever it is
 
 
 def uncached(name: str, make: Make) -> "ttnn.Tensor":
@@ -100,7 +102,7 @@ class WeightCache:
         entry = self.folder / f"{model.replace(' ', '-')}-{digest[:32]}"
         if entry.exists():
             try:
-                return self._read(entry, key, parallel.device, build)
+                return self._read(entry, key, build)
             except _Damaged as error:
                 logger.warning(f"{entry}, the cached weights of {model}, is rebuilt: {error}.")
         # Outside the except block nothing holds on to a half-built model and its memory any more.
@@ -142,7 +144,7 @@ class WeightCache:
                 temporary.replace(memo)
         return sha256.hexdigest()
 
-    def _read(self, entry: Path, key: dict, device, build):
+    def _read(self, entry: Path, key: dict, build):
         """Raises `_Damaged`."""
         try:
             manifest = json.loads((entry / "manifest.json").read_text())
@@ -165,10 +167,9 @@ class WeightCache:
                     raise _Damaged(f"it has {known} where the model has {name}")
                 if found != crc32:
                     raise _Damaged(f"{file.name} has other bytes than were written")
-                tensor = ttnn.load_tensor(file)
+                return ttnn.load_tensor(file)
             except (OSError, RuntimeError) as error:  # TT-NN raises the latter
                 raise _Damaged(f"a file of it can't be read ({error})") from error
-            return ttnn.to_device(tensor, device)
 
         try:
             return build(keep)
@@ -260,7 +261,12 @@ def _checked(pool: ThreadPoolExecutor, tensors: list[tuple]) -> Iterator[tuple[t
 
 
 def _crc32(file: Path) -> int:
-    crc32 = 0
-    for piece in _pieces(file):
-        crc32 = zlib.crc32(piece, crc32)
-    return crc32
+    """A file's checksum, computed once in this process unless the file changes."""
+    status = file.stat()
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    if identity not in _known:
+        crc32 = 0
+        for piece in _pieces(file):
+            crc32 = zlib.crc32(piece, crc32)
+        _known[identity] = crc32
+    return _known[identity]

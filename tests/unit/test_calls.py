@@ -243,7 +243,7 @@ class TestTooLarge:
 
     def test_for_the_device_before_noise_and_pictures_are_made(self, pipe, monkeypatch):
         """Where this machine could hold it."""
-        monkeypatch.setattr(residency.os, "sysconf", lambda name: 10**9)
+        monkeypatch.setattr(residency, "host_memory", lambda: (10**18, 10**18))
         for made in ("randn_tensor", "prepare"):
             monkeypatch.setattr(f"tt_flux_kontext.pipeline.{made}", lambda *args, **kwargs: pytest.fail("was made"))
         with pytest.raises(DoesNotFit, match="DRAM in bf16"):
@@ -253,7 +253,7 @@ class TestTooLarge:
         large = {"height": 10**6, "width": 10**6, "max_area": 10**12}
         with pytest.raises(DoesNotFit, match="of this machine's memory"):
             pipe.encode(picture(64, 64), **large)
-        monkeypatch.setattr(residency.os, "sysconf", lambda name: 10**9)
+        monkeypatch.setattr(residency, "host_memory", lambda: (10**18, 10**18))
         with pytest.raises(DoesNotFit, match="DRAM in bf16"):
             pipe.encode(picture(64, 64), **large)
         monkeypatch.setattr(residency, "dram_bytes", lambda device: (0, residency.LASTING))

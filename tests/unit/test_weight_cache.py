@@ -168,6 +168,24 @@ def test_files_are_hashed_once(tiny_checkpoint, mesh_device, cache, tmp_path, mo
     assert hashed.count(file.name) == 3 and entries(cache) == ["clip"]
 
 
+def test_checksums_are_computed_once_in_a_process(tiny_checkpoint, mesh_device, cache, monkeypatch):
+    """The files' first reader is who writes them; later ones trust what they know, unless a file has changed."""
+    monkeypatch.setattr(weight_cache, "SMALL", 0)  # the checkpoint's file is read once
+    read = []
+    pieces = weight_cache._pieces
+    monkeypatch.setattr(weight_cache, "_pieces", lambda path: [read.append(path.name), *pieces(path)][1:])
+    good = load(tiny_checkpoint, mesh_device)
+    files = sorted(path.name for path in cache.glob("clip-*/*.tensorbin"))
+    assert sorted(read) == [*files, "model.safetensors"]
+    read.clear()
+    assert same(load(tiny_checkpoint, mesh_device), good) and read == []
+    monkeypatch.setattr(weight_cache, "_known", {})  # as in another process
+    assert same(load(tiny_checkpoint, mesh_device), good) and sorted(read) == files
+    read.clear()
+    os.utime(next(cache.glob(f"clip-*/{files[3]}")), (0, 0))
+    assert same(load(tiny_checkpoint, mesh_device), good) and read == [files[3]]
+
+
 def truncate(entry):
     file = max(entry.glob("*.tensorbin"))
     file.write_bytes(file.read_bytes()[:-1])
@@ -179,6 +197,7 @@ def flip(entry):
     content = bytearray(file.read_bytes())
     content[-7] ^= 1
     file.write_bytes(content)
+    os.utime(file, (0, 0))  # another time than before, however coarse the clock is
     return f"{file.name} has other bytes than were written"
 
 
@@ -544,6 +563,7 @@ def test_benchmark(tiny_checkpoint, cache, monkeypatch, capsys):
     benchmark_loading.main()
     lines = capsys.readouterr().out.splitlines()
     starts = ["checkpoint, plain read", "start without a cache", "cold start", "cache, plain read", "warm start"]
+    starts += ["second load in a process", "memory, plain copy"]
     assert [line[:24].strip() for line in lines] == starts
     assert all(re.fullmatch(r" *0.0\d GB *\d+\.\d\d s *\d+\.\d\d GB/s", line[24:]) for line in lines)
     assert sorted(path.name for path in tiny_checkpoint.parent.iterdir()) == ["tiny"]
