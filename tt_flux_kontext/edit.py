@@ -1,11 +1,12 @@
 """An edit as a row of phases, one after the other on the device."""
 
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from diffusers import MagCacheConfig
 from loguru import logger
 
 from tt_flux_kontext.backend import ttnn
@@ -13,6 +14,7 @@ from tt_flux_kontext.denoising import Condition, Denoiser, Images
 from tt_flux_kontext.models.transformer import Positions
 from tt_flux_kontext.models.vae import to_picture, to_tokens
 from tt_flux_kontext.models.weights import download, upload
+from tt_flux_kontext.request import Edit
 from tt_flux_kontext.residency import EditSize, Models
 from tt_flux_kontext.resolution import image_ids, pack_latents
 from tt_flux_kontext.step_cache import StepCache
@@ -23,69 +25,15 @@ TABLE_STEPS = 64  # whose modulation is on the device at a time: 2 MB a step and
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of an edit. `step` counts denoising steps from 1 to `steps`; it is 0 in other phases."""
+    """A part of an edit. `step` counts denoising steps from 1 to `steps`; it is 0 in other phases.
+
+    `edit`: its number, from 0, among those that run together.
+    """
 
     name: str
     step: int = 0
     steps: int = 0
-
-
-@dataclass(frozen=True)
-class Text:
-    """Prompts for both encoders, or embeddings in their place. Either way one entry per prompt."""
-
-    clip: list[str] | None = None
-    t5: list[str] | None = None
-    embeds: torch.Tensor | None = None  # [B, S, J]
-    pooled: torch.Tensor | None = None  # [B, P]
-
-    def __len__(self) -> int:
-        return len(self.embeds if self.clip is None else self.clip)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What is to be done.
-
-    Attributes:
-        text, negative: prompts; the negative ones, as many, for classifier-free guidance.
-        size, image_size: (height, width) in pixels of the result, and of the pictures to edit if there are any.
-        sigmas: noise levels, one more than steps.
-        guidance: distilled guidance scale, or None where the transformer embeds none.
-        callback: (step, timestep 0 to 1000, tensors) -> tensors to replace, after each step.
-        interrupted: asked before each step whether to leave out this one and all others.
-        step_cache: of as many steps; None for the blocks in each of them.
-        latents: starting noise, float32 [results, N, C]; results of one prompt stand together.
-        image: pictures [B, 3, H, W] from -1 to 1 or latents [B, C, h, w]; result i is made from number i modulo B.
-    """
-
-    text: Text
-    negative: Text | None
-    size: tuple[int, int]
-    image_size: tuple[int, int] | None
-    sigmas: Sequence[float]
-    guidance: float | None
-    true_cfg_scale: float
-    images_per_prompt: int
-    max_sequence_length: int
-    callback: Callable | None = None
-    callback_tensors: Sequence[str] = ()
-    interrupted: Callable[[], bool] = lambda: False
-    step_cache: MagCacheConfig | None = None
-    latents: torch.Tensor | None = None  # these two when all else is known to fit
-    image: torch.Tensor | None = None
-
-    @property
-    def texts(self) -> list[Text]:
-        return [self.text, self.negative] if self.negative else [self.text]
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        return [self.size, self.image_size] if self.image_size else [self.size]
-
-    @property
-    def results(self) -> int:
-        return len(self.text) * self.images_per_prompt
+    edit: int = 0
 
 
 class Editor:
@@ -109,27 +57,50 @@ class Editor:
         self.tokenizer_2 = tokenizer_2
         self.mag_ratios: list[float] = []
 
-    def run(self, edit: Edit, decode: bool = True) -> Iterator[Phase | torch.Tensor]:
-        """Yields each phase when it is on its way, and last the result.
+    def run(self, edits: Sequence[Edit]) -> Iterator[Phase | list]:
+        """Runs each phase for all edits before the next one, so that models change places once for all of them.
 
-        The device works on while the caller does something else, be it to give work to other devices. The result is
-        pictures [results, 3, H, W] from -1 to 1, float32; without `decode` it is the packed latents, float32
-        [results, N, C]. Raises `DoesNotFit` before the first upload when the device has too little memory.
+        Yields each phase when it is on its way, and last the results in the edits' order; for an edit that failed its
+        exception. The device works on while the caller does something else, be it to give work to other devices. A
+        result is pictures [results, 3, H, W] from -1 to 1, float32, or, without `decode`, the packed latents, float32
+        [results, N, C]. Edits wait for their next phase on the host: the device needs memory for one at a time. Raises
+        `DoesNotFit` before the first upload when it has too little.
         """
-        self.models.reserve(self.size(edit))
+        self.models.reserve(*map(self.size, edits))
+        results = [None] * len(edits)
+        at_work = {i: self._phases(edit, alone=len(edits) == 1) for i, edit in enumerate(edits)}
+        while at_work:
+            for i, phases in list(at_work.items()):
+                try:
+                    while phase := next(phases):
+                        yield replace(phase, edit=i)
+                    continue
+                except StopIteration as end:
+                    results[i] = end.value
+                except Exception as error:
+                    traceback.clear_frames(error.__traceback__)  # their tensors take the device's memory
+                    results[i] = error
+                del at_work[i]
+        yield results
+
+    def _phases(self, edit: Edit, alone: bool) -> Iterator[Phase | None]:
+        """One edit, which yields None wherever others should come as far before it asks for another model."""
         pooled = yield from self._encode_clip(edit)
+        yield
         contexts = yield from self._encode_t5(edit)
-        conditions = [Condition(*pair) for pair in zip(contexts, pooled, strict=True)]
+        yield
         references = yield from self._encode_image(edit.image)
+        yield
         try:
-            result = yield from self._denoise(edit, conditions, references)
+            result = yield from self._denoise(edit, contexts, pooled, references, alone)
         finally:
             self.models.parallel["transformer"].mesh.free_buffers()
         if not result.isfinite().all():
             raise FloatingPointError("The edit gave latents that are NaN or infinite, of which no picture can be made.")
-        if decode:
+        if edit.decode:
+            yield
             result = yield from self._decode(result, edit.size)
-        yield result
+        return result
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Pictures [B, 3, H, W] from -1 to 1 to latents of the transformer, packed: float32 [B, tokens, 4 C].
@@ -199,13 +170,28 @@ class Editor:
         yield Phase("vae decoder")
         return torch.stack(list(map(to_picture, pictures)))
 
-    def _denoise(self, edit: Edit, conditions: list[Condition], references: list[torch.Tensor]) -> Iterator[Phase]:
+    def _denoise(
+        self,
+        edit: Edit,
+        contexts: list[torch.Tensor],
+        pooled: list[torch.Tensor],
+        references: list[torch.Tensor],
+        alone: bool,
+    ) -> Iterator[Phase | None]:
         """All steps, TABLE_STEPS at a time, for which the modulation is on the device first.
 
         Returns the latents, float32 [results, N, C].
         """
         steps = len(edit.sigmas) - 1
+        conditions = [Condition(*pair) for pair in zip(contexts, pooled, strict=True)]
         parallel = self.models.parallel["transformer"]
+        yield from self._modulate(edit, conditions, 0)
+        if not alone:
+            for condition in conditions:
+                condition.table = condition.table.moved(ttnn.from_device)
+            yield
+            for condition in conditions:
+                condition.table = condition.table.moved(partial(ttnn.to_device, device=self.device))
         images = Images(edit.latents, references, parallel)
         cache, added, full = None, (), [True] * steps
         if edit.step_cache:
@@ -213,13 +199,8 @@ class Editor:
             added, full, self.mag_ratios = cache.added, cache.full, cache.ratios
         for first in range(0, steps, TABLE_STEPS):
             some = range(first, min(first + TABLE_STEPS, steps))
-            for condition in conditions:
-                condition.table = None  # makes room
-                sigmas = edit.sigmas[some.start : some.stop]
-                pooled = upload(condition.pooled[None, None], self.device, ttnn.float32)
-                condition.table = self.models["modulation"](sigmas, edit.guidance, pooled)
-            yield Phase("modulation")
-            self.models.release("modulation")  # of no use to the steps
+            if first:
+                yield from self._modulate(edit, conditions, first)
             transformer = self.models["transformer"]
             lengths = {len(condition.context) for condition in conditions}
             ids, config = self._image_ids(edit), self.models.transformer_config
@@ -241,6 +222,15 @@ class Editor:
                         self._call_back(edit, step, conditions, images)
             del transformer, denoiser
         return images.noise()
+
+    def _modulate(self, edit: Edit, conditions: list[Condition], first: int) -> Iterator[Phase]:
+        """Makes the tables of the steps from `first` on."""
+        sigmas = edit.sigmas[first:-1][:TABLE_STEPS]
+        for condition in conditions:
+            condition.table = None  # makes room
+            pooled = upload(condition.pooled[None, None], self.device, ttnn.float32)
+            condition.table = self.models["modulation"](sigmas, edit.guidance, pooled)
+        yield Phase("modulation")
 
     def _call_back(self, edit: Edit, step: int, conditions: list[Condition], images: Images) -> None:
         """What the callback gets it may also change in place; what it returns goes first."""

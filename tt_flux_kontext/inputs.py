@@ -8,9 +8,9 @@ import PIL.Image
 import torch
 from loguru import logger
 
-from tt_flux_kontext.edit import Text
 from tt_flux_kontext.models.vae import VAEConfig
 from tt_flux_kontext.pictures import Pictures, float_tensor, is_latents, is_packed, read_pictures
+from tt_flux_kontext.request import Text
 from tt_flux_kontext.resolution import DEFAULT_AREA, edit_sizes, output_size, unpack_latents
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds")

@@ -1,8 +1,8 @@
 """FLUX.1 Kontext [dev] on a TT-NN device, with the arguments of diffusers' FluxKontextPipeline."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from diffusers import MagCacheConfig
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from loguru import logger
 from tqdm.auto import tqdm
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.checkpoint.tokenizers import load_clip_tokenizer, load_t5_tokenizer
-from tt_flux_kontext.edit import Edit, Editor, Phase
+from tt_flux_kontext.edit import Editor, Phase
 from tt_flux_kontext.inputs import (
     CALLBACK_TENSORS,
     check_choices,
@@ -34,6 +35,7 @@ from tt_flux_kontext.inputs import (
 )
 from tt_flux_kontext.pictures import check_even, float_tensor, is_latents, prepare
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
+from tt_flux_kontext.request import Edit
 from tt_flux_kontext.residency import EditSize, Models, check_host_memory
 from tt_flux_kontext.resolution import pack_latents, unpack_latents
 from tt_flux_kontext.schedule import load_scheduler, sigma_schedule
@@ -42,6 +44,16 @@ from tt_flux_kontext.turns import Turn, finish, one_at_a_time
 USUAL_EDIT = EditSize(text_tokens=512, image_tokens=2 * 64 * 64, pixels=1024 * 1024)
 HOST_BYTES_A_PIXEL = 64  # of a result: float32 as decoded, stacked, and on the way to 8 bits
 HOST_BYTES_A_STEP = 100  # of levels, as Python's numbers and in the scheduler's tensors
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call whose arguments are known to be right: what to do, and in what form its result is wanted."""
+
+    edit: Edit
+    guidance_scale: float
+    output_type: str
+    return_dict: bool
 
 
 class FluxKontextPipeline:
@@ -110,7 +122,7 @@ class FluxKontextPipeline:
 
     @property
     def interrupt(self) -> bool:
-        """Set to True, by a callback or another thread, it ends the steps after the one at work."""
+        """Set to True, by a callback or another thread, it ends the edit at work after the step at work."""
         return self._interrupt
 
     @interrupt.setter
@@ -150,7 +162,7 @@ class FluxKontextPipeline:
         """Of tqdm's bars over the denoising steps and over weights on their way; `disable=True` hides them."""
         self._progress_bar_config = self._editor.models.progress_bar_config = kwargs
 
-    def dispatch(
+    def _call(
         self,
         image=None,
         prompt: str | list[str] | None = None,
@@ -184,7 +196,7 @@ class FluxKontextPipeline:
         _auto_resize: bool = True,
         background: str | tuple[int, int, int] = "white",
         diffusers_sizes: bool = False,
-    ) -> Iterator[Phase]:
+    ) -> _Call:
         """Edits `image` by `prompt`; without an image, makes one.
 
         A call of the pipeline. `dispatch` is the same as a generator: it yields each phase when it is on its way to the
@@ -278,7 +290,6 @@ class FluxKontextPipeline:
         noise_shape = self._noise_shape(results, size)
         if latents is not None:
             latents = noise_input(latents, noise_shape, size)
-        self.guidance_scale, self.num_timesteps, self._interrupt = guidance_scale, steps, False
         edit = Edit(
             text=text,
             negative=negative,
@@ -292,6 +303,7 @@ class FluxKontextPipeline:
             callback=partial(callback_on_step_end, self) if callback_on_step_end else None,
             callback_tensors=callback_on_step_end_tensor_inputs or (),
             interrupted=lambda: self._interrupt,
+            decode=output_type != "latent",
             step_cache=self._step_cache,
         )
         self._editor.models.reserve(self._editor.size(edit))  # refuses what is too large before it is made
@@ -299,16 +311,46 @@ class FluxKontextPipeline:
             pictures = prepare(pictures, image_size, self.image_processor)
         if latents is None:
             latents = self._noise(noise_shape, size, generator)
-        edit = replace(edit, latents=latents, image=pictures)
-        result = yield from self._run(edit, decode=output_type != "latent")
-        if output_type != "latent":
-            result = self.image_processor.postprocess(result, output_type=output_type)
-        return FluxPipelineOutput(images=result) if return_dict else (result,)
+        return _Call(replace(edit, latents=latents, image=pictures), guidance_scale, output_type, return_dict)
+
+    @wraps(_call, assigned=["__doc__"])
+    def dispatch(self, *args, **kwargs) -> Iterator[Phase]:
+        (result,) = yield from self._run([self._call(*args, **kwargs)])
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     @one_at_a_time
-    @wraps(dispatch)
+    @wraps(_call, assigned=["__doc__"])
     def __call__(self, *args, **kwargs) -> FluxPipelineOutput | tuple:
         return finish(self.dispatch(*args, **kwargs))
+
+    @one_at_a_time
+    def edits(self, calls: Sequence[Mapping]) -> list:
+        """Makes several edits, each phase for all of them before the next: models that change places do so once.
+
+        The results are those of the calls one by one, whose noise is drawn in their order. Steps are those of one edit
+        after the other, so that `interrupt` ends the steps of one edit. Between phases edits wait on the host, and
+        `timings` are sums over all of them.
+
+        Args:
+            calls: keyword arguments of each call.
+
+        Returns what each call returns, in their order; for one that failed its exception, which is logged too.
+        """
+        results = []
+        for arguments in calls:
+            try:
+                results.append(self._call(**arguments))
+            except Exception as error:
+                results.append(error)
+        asked = [each for each in results if isinstance(each, _Call)]
+        made = iter(finish(self._run(asked)) if asked else ())
+        results = [next(made) if isinstance(each, _Call) else each for each in results]
+        for number, result in enumerate(results, 1):
+            if isinstance(result, Exception):
+                logger.error(f"Edit {number} of {len(results)} failed: {result}")
+        return results
 
     @one_at_a_time
     def encode(
@@ -364,22 +406,40 @@ class FluxKontextPipeline:
         check_host_memory(HOST_BYTES_A_PIXEL * count * height * width, f"{count} pictures of {width} x {height} pixels")
         self._editor.models.reserve(EditSize(text_tokens=0, image_tokens=0, pixels=height * width, results=count))
 
-    def _run(self, edit: Edit, decode: bool) -> Iterator[Phase]:
-        """Yields each phase when it is on its way, then waits for it. Returns the result.
+    def _run(self, calls: Sequence[_Call]) -> Iterator[Phase]:
+        """Yields each phase when it is on its way, then waits for it. Returns the results, or their exceptions.
 
         Shows a bar over the steps, and notes the seconds of each phase in `timings`.
         """
         self.timings = {}
-        start = time.perf_counter()
-        with tqdm(total=len(edit.sigmas) - 1, **self._progress_bar_config) as bar:
-            for event in self._editor.run(edit, decode):
+        start, at_work = time.perf_counter(), 0
+        self._begin(calls[at_work])
+        steps = sum(len(call.edit.sigmas) - 1 for call in calls)
+        with tqdm(total=steps, **self._progress_bar_config) as bar:
+            for event in self._editor.run([call.edit for call in calls]):
                 if isinstance(event, Phase):
+                    if event.edit != at_work:
+                        at_work = event.edit
+                        self._begin(calls[at_work])
                     yield event
                     ttnn.synchronize_device(self._editor.device)
                     begun, start = start, time.perf_counter()
                     self.timings[event.name] = self.timings.get(event.name, 0.0) + start - begun
                     bar.update(1 if event.step else 0)
-        return event
+        return [self._output(call, result) for call, result in zip(calls, event, strict=True)]
+
+    def _begin(self, call: _Call) -> None:
+        """What callbacks see is of the edit at work."""
+        self.guidance_scale, self.num_timesteps = call.guidance_scale, len(call.edit.sigmas) - 1
+        self._interrupt = False
+
+    def _output(self, call: _Call, result: torch.Tensor | Exception):
+        """What the call returns."""
+        if isinstance(result, Exception):
+            return result
+        if call.edit.decode:
+            result = self.image_processor.postprocess(result, output_type=call.output_type)
+        return FluxPipelineOutput(images=result) if call.return_dict else (result,)
 
     def _noise_shape(self, results: int, size: tuple[int, int]) -> tuple[int, int, int]:
         """(results, tokens, channels) of packed latents."""

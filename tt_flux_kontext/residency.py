@@ -128,13 +128,14 @@ class Models:
         """DRAM that the weights on the device take."""
         return sum(self._bytes[name] for name in self._resident)
 
-    def reserve(self, size: EditSize) -> None:
-        """Says what the next edit needs, so that models make room for it. Uploads nothing.
+    def reserve(self, *sizes: EditSize) -> None:
+        """Says what the next edits need, one of them at a time, so that models make room for it. Uploads nothing.
 
         Raises:
             DoesNotFit: one of the models doesn't fit, even alone.
         """
-        self._workspace = self.workspaces(size)
+        needed = [self.workspaces(size) for size in sizes]
+        self._workspace = {name: max(each[name] for each in needed) for name in self._models}
         _, total = dram_bytes(self.device)
         if _fits(self._bytes, self._workspace, total):
             return
@@ -147,7 +148,7 @@ class Models:
             verdict = "  too much" if weights + activations > total else ""
             figures = f"{weights / 1e9:>7.2f} GB{activations / 1e9:>10.2f} GB{(weights + activations) / 1e9:>7.2f} GB"
             lines.append(f"  {name:<14}{figures}{verdict}")
-        fitting = self.fitting_precision(size)
+        fitting = self._fitting(self._workspace)
         if fitting:
             lines.append(f"It fits with precision='{fitting}'.")
         else:
@@ -156,11 +157,12 @@ class Models:
 
     def fitting_precision(self, size: EditSize) -> str | None:
         """The most accurate precision in which every model fits the device alone, or None."""
+        return self._fitting(self.workspaces(size))
+
+    def _fitting(self, workspaces: dict[str, int]) -> str | None:
         _, total = dram_bytes(self.device)
-        for name, precision in PRECISIONS.items():
-            if _fits(self.weight_bytes(precision), self.workspaces(size), total):
-                return name
-        return None
+        fitting = (name for name, each in PRECISIONS.items() if _fits(self.weight_bytes(each), workspaces, total))
+        return next(fitting, None)
 
     def weight_bytes(self, precision: Policy) -> dict[str, int]:
         """Bytes of each model's weights on a chip; strict, as `survey` is."""

@@ -7,12 +7,14 @@ device has to wait for it. They are not a profiler's figures.
 import json
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from tests.perf.targets import EDIT
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.edit import Edit, Editor, Phase
+from tt_flux_kontext.edit import Editor, Phase
+from tt_flux_kontext.request import Edit
 
 OUT = Path(__file__).parents[2] / "out"
 STEP = "step"
@@ -42,11 +44,13 @@ def step_seconds(editor: Editor, edit: Edit) -> dict[str, float]:
 def _phases(editor: Editor, edit: Edit, decode: bool) -> list[tuple[str, float]]:
     """Names and seconds."""
     phases, start = [], time.perf_counter()
-    for event in editor.run(edit, decode):
+    for event in editor.run([replace(edit, decode=decode)]):
         ttnn.synchronize_device(editor.device)
         begun, start = start, time.perf_counter()
         if isinstance(event, Phase):
             phases.append((event.name, start - begun))
+        elif isinstance(event[0], Exception):
+            raise event[0]
     return phases
 
 

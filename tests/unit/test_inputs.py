@@ -151,7 +151,7 @@ ODD = [
 def test_odd_values(pipe, monkeypatch, name):
     """Are taken, or refused in a sentence that has the argument's name: no error of a library is seen."""
 
-    def take(edit, decode):
+    def take(edits):
         raise Taken
 
     monkeypatch.setattr(pipe._editor, "run", take)

@@ -5,8 +5,8 @@ on the device while it denoises.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -171,6 +171,12 @@ class ModulationTable:
     out: "ttnn.Tensor"
     chosen: "ttnn.Tensor"
     config: object
+
+    def moved(self, move: Callable) -> "ModulationTable":
+        """The same one, each of whose tensors `move` brought elsewhere."""
+        double = [tuple(map(move, streams)) for streams in self.double]
+        single = list(map(move, self.single))
+        return replace(self, double=double, single=single, out=move(self.out), chosen=move(self.chosen))
 
     def choose(self, index: int) -> None:
         """Which step `step` is of; the first one until then."""

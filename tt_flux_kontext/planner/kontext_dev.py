@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import torch
 
 from tt_flux_kontext.checkpoint import Entry
-from tt_flux_kontext.edit import Edit, Editor, Text
+from tt_flux_kontext.edit import Editor
 from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.weights import Weights
 from tt_flux_kontext.precision import FULL, PRECISIONS
+from tt_flux_kontext.request import Edit, Text
 from tt_flux_kontext.residency import COMPONENTS, MODELS, Models
 
 CLIP_TOKENS = 77

@@ -44,7 +44,7 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
         workspaces=models.workspaces(size),
         split=(transformer.sp, transformer.tp),
     )
-    phases = editor.run(edit)
+    phases = editor.run([edit])
     while True:
         free, total = dram_bytes(device)
         ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
@@ -56,7 +56,7 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
         finally:
             capture = ttnn.graph.end_graph_capture()
         if not isinstance(event, Phase):
-            return
+            break
         done, peak = operations(capture), peaks(capture)
         modelled = time(done, CHIPS[system])
         _write(
