@@ -8,7 +8,7 @@ from pathlib import Path
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.weight_cache import Keep, Make
 
-SHARE = 0.5  # of the machine's memory that has to be left for all else when weights are kept
+SHARE = 0.5  # of the machine's memory that kept weights leave to all else
 
 _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
@@ -60,7 +60,7 @@ class HostWeights:
         if model in self._kept:
             parameters = iter(self._kept[model])
             return build(lambda name, make: ttnn.to_device(next(parameters), self.device))
-        room = self._room(2 * size)  # the emulator has block floats in 16 bits
+        room = self._room(size)
 
         def build_and_keep(keep: Keep):
             parameters = []
@@ -79,9 +79,9 @@ class HostWeights:
         return load(build_and_keep)
 
     def _room(self, size: int) -> bool:
-        """Whether so many bytes more may be kept. What is kept goes where there would be no room even to load them."""
+        """Whether so many bytes more may be kept. What is kept goes where there may be no room even to load them."""
         available, total = host_memory()
-        while self._kept and available < size:
+        while self._kept and available < 2 * size:  # the emulator has block floats in 16 bits
             self._kept.popitem()
             available, _ = host_memory()
         return available - size >= SHARE * total

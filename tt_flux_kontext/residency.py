@@ -119,6 +119,7 @@ class Models:
         self._bytes = self.weight_bytes(precision)
         self._workspace = dict.fromkeys(self._models, 0)
         self._resident = {}  # the one used last comes last
+        self.bytes_uploaded = 0  # to a chip, of weights, so far
         self._host = HostWeights(device)
         self._cache = WeightCache(cache_folder())
         self.progress_bar_config = {}
@@ -217,6 +218,7 @@ class Models:
         self._make_room(self._workspace[name] + (0 if model else self._bytes[name]))
         if model is None:
             model = self._load(name)
+            self.bytes_uploaded += self._bytes[name]
         self._resident[name] = model
         return model
 

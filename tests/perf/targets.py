@@ -33,11 +33,12 @@ FIGURES = {
     "ops": ("device operations", 0.0),
     "traffic": ("bytes of DRAM read and written", 0.0),
     "link_bytes": ("bytes that a chip gets from others", 0.0),
+    "upload": ("bytes of weights that a chip gets from the host", 0.0),
     "peak": ("bytes of DRAM in use at most", 0.01),
     "seconds": ("modelled seconds", 0.01),
     "measured": ("measured seconds", 0.10),
 }
-SUMS = ("ops", "traffic", "link_bytes")  # over the phases of an edit
+SUMS = ("ops", "traffic", "link_bytes", "upload")  # over the phases of an edit
 
 
 def load() -> dict[str, dict]:

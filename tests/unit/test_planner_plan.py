@@ -11,9 +11,9 @@ SQUARE = (1024, 1024)
 
 
 def planned(system: str, split: tuple[int, int], refused: str = "") -> Plan:
-    """An edit of half a minute, of which chips wait for each other ten seconds."""
+    """An edit of half a minute, of which chips wait for each other ten seconds; a chip gets 2 GB, at first 18 GB."""
     phases = [
-        PhasePlan("clip", 1, 2 * GB, 3 * GB, 10 * GB, 10**6, 259, 10**12, GB, 0, 2.0, 0.0),
+        PhasePlan("clip", 1, 2 * GB, 3 * GB, 10 * GB, 10**6, 259, 10**12, GB, 0, 2.0, 0.0, 2 * GB, 18 * GB),
         PhasePlan("step", 28, 9 * GB, 11 * GB, 2 * GB, 10**6, 1170, 10**12, GB, 3 * GB, 1.0, 10 / 28),
     ]
     request = Request(SQUARE, SQUARE)
@@ -30,15 +30,25 @@ def test_tables_of_meshes_have_what_goes_over_links():
     assert lines[0] == "t3k: 1024 x 1024, 28 steps, bfp8_mixed on 8 chips: tokens over 4, features over 2"
     assert lines[1].endswith("modelled  over links    waiting")
     assert lines[3].startswith("step, each of 28") and lines[3].endswith("1.000 s     3.00 GB    0.357 s")
-    assert lines[4].startswith("edit ") and lines[4].endswith("30.0 s       84 GB     10.0 s")
-    assert table(planned("n150", (1, 1))).splitlines()[1].endswith("moved   modelled")
+    assert lines[4].startswith("edit ") and lines[4].endswith("2.00 GB     30.0 s       84 GB     10.0 s")
+    assert table(planned("n150", (1, 1))).splitlines()[1].endswith("moved     upload   modelled")
+
+
+def test_a_first_edit_has_all_weights_to_upload():
+    """A host copies for one chip after the other, 12.8 GB/s in all."""
+    for system, chips, size in (("n150", 1, "18.0 GB."), ("t3k", 8, "18.0 GB a chip.")):
+        plan = planned(system, (chips, 1))
+        assert plan.first_seconds == pytest.approx(30 + chips * 16 / 12.8)
+        (line,) = [line for line in table(plan).splitlines() if "first edit" in line]
+        assert f"takes {plan.first_seconds:.1f} s" in line and line.endswith(size)
+        assert plan.as_dict()["first_seconds"] == plan.first_seconds
 
 
 def test_systems_side_by_side():
     lines = comparison(
         [planned("t3k", (4, 2)), planned("t3k", (2, 1)), planned("n300", (1, 1), "too much")]
     ).splitlines()
-    assert lines[1].endswith("2.00 GB   1.000 s   30.0 s                2.00")
+    assert lines[1].endswith("2.00 GB   1.000 s   30.0 s   40.0 s                2.00")
     assert lines[2].endswith("8.00, 4 at once") and lines[3].endswith("does not fit")
 
 

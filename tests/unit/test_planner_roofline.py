@@ -1,5 +1,6 @@
 """The planner's model of time, on one chip and on meshes."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.unit.test_planner_operations import operation, place, ring_attention
 from tt_flux_kontext.mesh import System
 from tt_flux_kontext.planner import roofline
-from tt_flux_kontext.planner.roofline import CHIPS, Chip, Time, calibration, time
+from tt_flux_kontext.planner.roofline import CHIPS, Chip, Time, calibration, time, upload_time
 from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
 MESH = Chip(8, 8, clock=1e9, bandwidth=288e9, mesh=System(((1, 8),), rings=(8,), links=2), link_bandwidth=12.5e9)
@@ -71,6 +72,20 @@ def test_meshes_work_in_whole_tiles(rows, columns, lost):
 def test_one_chip_takes_arithmetic_or_memory():
     assert time([product(32, 32, 32)] * 3, ALONE).seconds == pytest.approx(3 * (5e-6 + 3 * 2048 / (288e9 * 0.7)))
     assert time([], ALONE) == Time(0, 0)
+
+
+def test_uploads_take_the_host_or_the_lanes():
+    """Whichever is slower: the host serves all chips, lanes those that are behind them."""
+    assert upload_time(128 * 10**9, replace(ALONE, pcie=1e15)) == pytest.approx(10)
+    assert upload_time(128 * 10**9, replace(MESH, pcie=1e15)) == pytest.approx(80)
+    assert upload_time(10**9, replace(MESH, pcie=2e9)) == pytest.approx(8 / 12.8)
+    assert upload_time(10**9, replace(MESH, pcie=1e9, behind=2)) == pytest.approx(2 / 0.8)
+    assert upload_time(0, MESH) == 0
+
+
+def test_chips_without_pcie_are_behind_others():
+    for name, system in SYSTEMS.items():
+        assert CHIPS[name].behind >= math.prod(system.mesh_shape) / len(system.host)
 
 
 def test_what_is_printed_says_how_far_off_it_is(monkeypatch):

@@ -4,14 +4,14 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from tt_flux_kontext.planner.mock_device import run
-from tt_flux_kontext.planner.roofline import CHIPS, calibration
+from tt_flux_kontext.planner.roofline import CHIPS, calibration, upload_time
 from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
 STEP = "step"
-PROGRESS = 9  # calls of `progress` in a plan
+PROGRESS = 10  # calls of `progress` in a plan
 AT_ONCE = {"n300": 2, "t3k": 4, "galaxy": 4, "p300": 2, "p150x4": 4}
 """Edits side by side that systems are good for: one a chip, on the T3K's pairs and on the Galaxy's rings of eight."""
 
@@ -55,8 +55,10 @@ class PhasePlan:
         flop: multiplications and additions of the matrix engine.
         traffic: bytes of DRAM read and written.
         link_bytes: bytes that a chip gets from others.
-        seconds: modelled, see `roofline`.
+        seconds: modelled, see `roofline`; with those of `upload`.
         communication: of them, in which chips wait for others.
+        upload: bytes of weights that come from the host, since there was no room for them to stay.
+        first_upload: the same in a process's first edit, which finds none there.
     """
 
     name: str
@@ -71,6 +73,8 @@ class PhasePlan:
     link_bytes: int
     seconds: float
     communication: float
+    upload: int = 0
+    first_upload: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,14 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Modelled time of the edit; weights are on the device already."""
+        """Modelled time of the edit, in a process that has made one like it before."""
         return self.total("seconds")
+
+    @property
+    def first_seconds(self) -> float:
+        """The same of a process's first edit. All weights come to the device, from files that are in memory."""
+        more = self.total("first_upload") - self.total("upload")
+        return self.seconds + upload_time(more, CHIPS[self.system])
 
     @property
     def peak(self) -> int:
@@ -125,7 +135,9 @@ class Plan:
 
     def as_dict(self) -> dict:
         """For JSON."""
-        modelled = {"seconds": self.seconds, "at_once": self.at_once} if self.phases else {}
+        modelled = {}
+        if self.phases:
+            modelled = {"seconds": self.seconds, "first_seconds": self.first_seconds, "at_once": self.at_once}
         return asdict(self) | modelled | {"modelled": calibration(mesh=self.system not in SINGLE_CHIP)}
 
 
@@ -164,6 +176,11 @@ def plan(
             plans.append(Plan(system, request, **line, phases=phases))
         elif "refused" in line:
             plans[-1] = Plan(**(vars(plans[-1]) | line))
+        elif "uploads" in line:
+            for i, phase in enumerate(phases):
+                size = line["uploads"].get(phase.name, 0)
+                seconds = phase.seconds + upload_time(size, CHIPS[system])
+                phases[i] = replace(phase, upload=size, seconds=seconds)
         elif phases and phases[-1].name == line["name"] == STEP:
             first = phases.pop()
             line |= {"peak": max(first.peak, line["peak"]), "free": min(first.free, line["free"])}

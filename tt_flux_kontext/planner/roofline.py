@@ -17,6 +17,9 @@ from tt_flux_kontext.planner.operations import GATHER_MATMUL, MATMUL_SCATTER, RI
 # Blackhole that is half of the product pages' 400 Gb/s, "currently".
 WORMHOLE_LINK, BLACKHOLE_LINK = 12.5e9, 25e9
 
+# Bytes a second of a lane. Cards have 16, of the 4th generation on Wormhole and the 5th on Blackhole (product pages).
+PCIE_4, PCIE_5 = 1.97e9, 3.94e9
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -28,6 +31,8 @@ class Chip:
         bandwidth: of DRAM, in bytes a second.
         mesh: what it is part of.
         link_bandwidth: of an Ethernet link, in bytes a second each way.
+        pcie: bandwidth of its lanes to the host, in bytes a second.
+        behind: chips that the host reaches over these lanes.
     """
 
     columns: int
@@ -36,6 +41,8 @@ class Chip:
     bandwidth: float
     mesh: System = System()
     link_bandwidth: float = WORMHOLE_LINK
+    pcie: float = 16 * PCIE_4
+    behind: int = 1
 
     @property
     def cores(self) -> int:
@@ -47,17 +54,19 @@ class Chip:
 
 
 _WORMHOLE = Chip(8, 8, clock=1.0e9, bandwidth=288e9)
-_BLACKHOLE = Chip(11, 10, clock=1.35e9, bandwidth=512e9, link_bandwidth=BLACKHOLE_LINK)
+_BLACKHOLE = Chip(11, 10, clock=1.35e9, bandwidth=512e9, link_bandwidth=BLACKHOLE_LINK, pcie=16 * PCIE_5)
 
-# Grids: `device.compute_with_storage_grid_size()` of TT-NN 0.81.1. Clock and bandwidth: Tenstorrent's product pages.
+# Grids: `device.compute_with_storage_grid_size()` of TT-NN 0.81.1. Clock and bandwidth: Tenstorrent's product pages. An
+# N300's second chip has no PCIe; a P300's chips are taken to share the lanes; most of a Galaxy's have a single one, as
+# those of the Blackhole Galaxy (tt-metal issue 40832).
 CHIPS = {
     "n150": _WORMHOLE,
-    "n300": replace(_WORMHOLE, mesh=SYSTEMS["N300"]),
-    "t3k": replace(_WORMHOLE, mesh=SYSTEMS["T3K"]),
-    "galaxy": replace(_WORMHOLE, rows=9, mesh=SYSTEMS["GALAXY"]),
+    "n300": replace(_WORMHOLE, mesh=SYSTEMS["N300"], behind=2),
+    "t3k": replace(_WORMHOLE, mesh=SYSTEMS["T3K"], behind=2),
+    "galaxy": replace(_WORMHOLE, rows=9, mesh=SYSTEMS["GALAXY"], pcie=PCIE_4),
     "p100": replace(_BLACKHOLE, bandwidth=448e9),
     "p150": _BLACKHOLE,
-    "p300": replace(_BLACKHOLE, mesh=SYSTEMS["P300"]),
+    "p300": replace(_BLACKHOLE, mesh=SYSTEMS["P300"], behind=2),
     "p150x4": replace(_BLACKHOLE, mesh=SYSTEMS["P150_X4"]),
 }
 
@@ -75,6 +84,13 @@ LAUNCH = 5e-6  # seconds from the end of one operation to the start of the next,
 # (47803), and take 54 microseconds for [768, 256] over eight chips (48197).
 LINK_EFFICIENCY = 0.60
 COLLECTIVE = 15e-6  # instead of LAUNCH, where chips wait for each other
+
+# Uploads. A card reads what the host has copied for it, and one thread copies for all chips in turn (tt-metal issues
+# 40832 and 52756). By TT-NN's own benchmark that gives 12.8 GB/s in pages of 1 KB, such as a tile of bfloat8_b, and 15
+# GB/s in pages of 2 KB (pull request 25791, of a machine that isn't named); in 2024 it was 3.9 GB/s on a Wormhole
+# (7759). A lane gave 1.62 GB/s of 1.97 (57293).
+HOST_COPY = 12.8e9
+PCIE_EFFICIENCY = 0.80
 
 # Rows of cores that move data while the others multiply.
 MOVING_ROWS = {RING_ATTENTION: 1, GATHER_MATMUL: 1, MATMUL_SCATTER: 2}
@@ -129,6 +145,12 @@ class Time:
 
     seconds: float
     communication: float
+
+
+def upload_time(size: int, chip: Chip) -> float:
+    """Modelled seconds until every chip of the system has got so many bytes from the host."""
+    chips = math.prod(chip.mesh.meshes[0])
+    return max(chips * size / HOST_COPY, chip.behind * size / (chip.pcie * PCIE_EFFICIENCY))
 
 
 def time(operations: Sequence[Operation], chip: Chip) -> Time:

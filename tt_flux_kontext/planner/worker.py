@@ -15,7 +15,7 @@ from tt_flux_kontext.planner.mock_device import answer
 from tt_flux_kontext.planner.operations import operations, peaks
 from tt_flux_kontext.planner.roofline import CHIPS, time
 from tt_flux_kontext.precision import PRECISIONS
-from tt_flux_kontext.residency import DoesNotFit
+from tt_flux_kontext.residency import MODELS, DoesNotFit, Models
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
     phases = editor.run([edit])
     while True:
         free, total = dram_bytes(device)
+        uploaded = models.bytes_uploaded
         ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
         try:
             event = next(phases)
@@ -56,12 +57,16 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
         finally:
             capture = ttnn.graph.end_graph_capture()
         if not isinstance(event, Phase):
+            (result,) = event
+            if isinstance(result, Exception):
+                raise result
             break
         done, peak = operations(capture), peaks(capture)
         modelled = time(done, CHIPS[system])
         _write(
             name=event.name,
             weights=models.bytes_on_device,
+            first_upload=models.bytes_uploaded - uploaded,
             peak=total - free + peak.dram,
             free=free - peak.dram,
             l1=peak.l1,
@@ -72,6 +77,17 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
             seconds=modelled.seconds,
             communication=modelled.communication,
         )
+    _write(uploads=_uploads(models, [name for name in MODELS if edit.image is not None or name != "vae encoder"]))
+
+
+def _uploads(models: Models, names: list[str]) -> dict[str, int]:
+    """By phase, the bytes of weights that come to a chip in the next edit, which finds some there."""
+    uploads = {}
+    for name in names:
+        uploaded = models.bytes_uploaded
+        models[name]
+        uploads["transformer weights" if name == "transformer" else name] = models.bytes_uploaded - uploaded
+    return uploads
 
 
 def _write(**line) -> None:
