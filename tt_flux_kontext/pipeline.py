@@ -246,6 +246,7 @@ class FluxKontextPipeline:
             FloatingPointError: the latents became NaN or infinite.
             RuntimeError: called by its own callback.
         """
+        # All that is said above is of `__call__` and `dispatch`, which take these arguments.
         levels = None if sigmas is None else levels_input(sigmas)
         if levels is None:
             check_whole(num_inference_steps=num_inference_steps)

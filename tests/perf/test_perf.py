@@ -79,7 +79,7 @@ def _phase(edit: Plan, name: str) -> PhasePlan:
 def test_p150_edits_1024_square_in_bf16_with_nothing_evicted(square_plan):
     square = square_plan("p150")
     weights = [phase.weights for phase in square.phases]
-    # The modulation's are given back on purpose, and nothing else.
+    # The modulation's make room, and nothing else does.
     modulation = weights[3] - weights[2]
     assert weights[-1] == pytest.approx(weights[3] - modulation + (weights[4] - weights[2]) + (weights[6] - weights[5]))
     assert weights[-1] > 27e9 and square.best == "bf16"

@@ -36,9 +36,9 @@ def leave_no_room(monkeypatch) -> None:
 def test_models_make_room_for_each_other(tiny_checkpoint, mesh_device, monkeypatch):
     """Where all fit all stay; else only the last one is there at the end. The result is the same."""
     pipe, kept = run(tiny_checkpoint, mesh_device)
-    all_models = in_use(mesh_device)
+    all_models, uploaded = in_use(mesh_device), pipe._editor.models.bytes_uploaded
     again = pipe(generator=torch.Generator().manual_seed(0), **FAST).images
-    assert in_use(mesh_device) == all_models
+    assert in_use(mesh_device) == all_models and pipe._editor.models.bytes_uploaded == uploaded > 0
     del pipe
     assert in_use(mesh_device) == 0
     leave_no_room(monkeypatch)
