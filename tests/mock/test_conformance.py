@@ -16,7 +16,7 @@ from tt_flux_kontext.models.modulation import Modulation
 from tt_flux_kontext.models.t5 import T5Encoder
 from tt_flux_kontext.models.transformer import Positions, Transformer
 from tt_flux_kontext.models.vae import Decoder, Encoder, to_picture, to_tokens
-from tt_flux_kontext.models.weights import Weights
+from tt_flux_kontext.models.weights import Weights, upload
 from tt_flux_kontext.planner.kontext_dev import ShapeCheckpoint
 from tt_flux_kontext.planner.mock_device import run
 from tt_flux_kontext.precision import FULL
@@ -83,7 +83,7 @@ def of_real_widths(device) -> None:
     transformer = model(Transformer, "transformer", **blocks)
     table.choose(1)
     placed = parallel.scatter(image, ttnn.bfloat16)
-    added = ttnn.zeros((1, 1, len(image), config.inner_dim), dtype=ttnn.bfloat16, layout=ttnn.TILE_LAYOUT, device=device)
+    added = upload(torch.zeros(1, 1, len(image), config.inner_dim), device, ttnn.bfloat16)
     transformer(placed, context, positions, table.step(), added)
     transformer.without_blocks(placed, added, table.step_out())
     to_picture(model(Decoder, "vae")(torch.zeros(16, 64), 64, 64))
