@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import json
 import pickle
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -67,7 +68,7 @@ def _real(value, device):
     if isinstance(value, Activation):
         return ttnn.UnaryWithParam(getattr(ttnn.UnaryOpType, value.name), *value.params)
     if isinstance(value, enum.Enum):
-        return getattr(getattr(ttnn, type(value).__name__), value.name)
+        return attrgetter(f"{type(value).__qualname__}.{value.name}")(ttnn)
     if dataclasses.is_dataclass(value):
         fields = {
             field.name: _real(getattr(value, field.name), device)

@@ -63,6 +63,8 @@ from .types import (
     Arch,
     BufferType,
     Conv2dConfig,
+    Conv2dDRAMSliceWidth,
+    Conv2dSliceConfig,
     CoreCoord,
     CoreGrid,
     CoreRange,

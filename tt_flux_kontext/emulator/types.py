@@ -234,9 +234,26 @@ class Conv2dConfig:
     deallocate_activation: bool = False
     output_layout: Layout = Layout.TILE
     config_tensors_in_dram: bool = False
+    shard_layout: TensorMemoryLayout | None = None
     act_block_h_override: int = 0
     enable_act_double_buffer: bool = False
     enable_weights_double_buffer: bool = False
+
+
+@dataclass(kw_only=True)
+class Conv2dSliceConfig:
+    """Slices that a convolution's output is made in, which change no result here."""
+
+    class SliceTypeEnum(Enum):
+        L1Full = auto()
+        DRAMSliceHeight = auto()
+        DRAMSliceWidth = auto()
+
+    slice_type: SliceTypeEnum
+    num_slices: int
+
+
+Conv2dDRAMSliceWidth = Conv2dSliceConfig.SliceTypeEnum.DRAMSliceWidth
 
 
 @dataclass(kw_only=True)

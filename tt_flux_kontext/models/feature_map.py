@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models.rows import WHOLE, Rows
+from tt_flux_kontext.models.slices import Conv, cut
 from tt_flux_kontext.models.weights import Weights
 
 
@@ -63,11 +64,12 @@ class Conv2d:
     def __call__(self, x: FeatureMap) -> FeatureMap:
         rows = x.rows
         x, padding = self._between_neighbours(x)
-        if self.prepared_for != (x.height, x.width):
-            self.weight, self.bias = self.host_weight, self.host_bias
         # Rows of positions that fill no tiles: TT-NN would cut them out of tiles with index tables as large as the map,
         # and keep those. From row-major order it need not.
         row_major = x.width % ttnn.TILE_SIZE != 0
+        if self.prepared_for != (x.height, x.width):
+            self.weight, self.bias = self.host_weight, self.host_bias
+            self.blocks, self.slices = self._cut(x, padding, tiled=not row_major)
         values, (height, width), (self.weight, self.bias) = ttnn.conv2d(
             input_tensor=ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT) if row_major else x.values,
             weight_tensor=self.weight,
@@ -81,7 +83,9 @@ class Conv2d:
                 output_layout=ttnn.ROW_MAJOR_LAYOUT if row_major else ttnn.TILE_LAYOUT,
                 # Tables of where windows lie are kept for every size met; L1's reserve for them is full after two.
                 config_tensors_in_dram=True,
+                **self.blocks,
             ),
+            slice_config=self.slices,
             compute_config=self.compute_config,
             return_output_dim=True,
             return_weights_and_bias=True,
@@ -91,6 +95,22 @@ class Conv2d:
         self.prepared_for = (x.height, x.width)
         values = ttnn.to_layout(values, ttnn.TILE_LAYOUT) if row_major else values
         return FeatureMap(values, height, width, rows.resized(height))
+
+    def _cut(self, x: FeatureMap, padding: tuple[int, int, int, int], tiled: bool) -> tuple[dict, object]:
+        """Fields of the config and a config of slices; none where TT-NN needs no help."""
+        kernel, stride = self.geometry["kernel_size"][0], self.geometry["stride"][0]
+        top, bottom, left, right = padding
+        size = ((x.height + top + bottom - kernel) // stride + 1, (x.width + left + right - kernel) // stride + 1)
+        conv = Conv(self.geometry["in_channels"], self.geometry["out_channels"], kernel, stride, size, tiled)
+        best = cut(conv, self.device.compute_with_storage_grid_size())
+        if best is None:
+            return {}, None
+        layouts = ttnn.TensorMemoryLayout
+        blocks = {
+            "shard_layout": layouts.BLOCK_SHARDED if best.by_channels else layouts.HEIGHT_SHARDED,
+            "act_block_h_override": best.block,
+        }
+        return blocks, ttnn.Conv2dSliceConfig(slice_type=ttnn.Conv2dDRAMSliceWidth, num_slices=best.slices)
 
     def _between_neighbours(self, x: FeatureMap) -> tuple[FeatureMap, tuple[int, int, int, int]]:
         """Where chips have different rows: with rows of other chips instead of padding. Returns what is left of it."""

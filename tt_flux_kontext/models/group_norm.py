@@ -41,8 +41,9 @@ class GroupNorm:
             self.grid = ttnn.determine_expected_group_norm_dram_grid_size(
                 device=self.device, num_channels=self.channels, num_groups=self.groups, input_nhw=size
             )
+            # As bfloat16 from the host: the device would make them that in three operations each.
             self.parameters, self.mask = ttnn.dram_group_norm_params_from_torch(
-                [self.weight, self.bias],
+                [self.weight.bfloat16(), self.bias.bfloat16()],
                 self.channels,
                 self.groups,
                 device=self.device,
