@@ -1,7 +1,6 @@
 """How the VAE's maps are split over chips: by rows, as a model's tokens are."""
 
 import math
-from functools import cached_property
 
 import torch
 
@@ -23,7 +22,7 @@ class Rows:
     def __init__(self, parallel: Parallel, height: int = 0, width: int = 0, here: int = 0):
         self.parallel = parallel
         self.height, self.width, self.here = height, width, here
-        self._resized = {here: self}
+        self._masks: dict[int, ttnn.Tensor] = {}  # by rows of a chip; one of all sizes
 
     @classmethod
     def of(cls, parallel: Parallel, height: int, width: int, unit: int) -> "Rows":
@@ -32,11 +31,11 @@ class Rows:
 
     def resized(self, here: int) -> "Rows":
         """Of the map that is made of this one by a layer after which a chip has `here` rows."""
-        if here not in self._resized and self.here:
-            height, width = (size * here // self.here for size in (self.height, self.width))
-            self._resized[here] = other = Rows(self.parallel, height, width, here)
-            other._resized = self._resized
-        return self._resized.get(here, self)
+        if not self.here:  # of a map that each chip has whole
+            return self
+        other = Rows(self.parallel, self.height * here // self.here, self.width * here // self.here, here)
+        other._masks = self._masks
+        return other
 
     @property
     def all(self) -> int:
@@ -47,14 +46,16 @@ class Rows:
     def padded(self) -> bool:
         return self.all > self.height
 
-    @cached_property
+    @property
     def mask(self) -> "ttnn.Tensor | float":
         """To multiply values with: 1, or float32 [1, 1, positions of a chip, 1] that is 0 in padding."""
         if not self.padded:
             return 1.0
-        inside = torch.arange(self.all) < self.height
-        positions = inside.float().repeat_interleave(self.width)[:, None]
-        return self._put(positions, ttnn.float32, ttnn.TILE_LAYOUT)
+        if self.here not in self._masks:
+            inside = torch.arange(self.all) < self.height
+            positions = inside.float().repeat_interleave(self.width)[:, None]
+            self._masks[self.here] = self._put(positions, ttnn.float32, ttnn.TILE_LAYOUT)
+        return self._masks[self.here]
 
     def cleared(self, values: "ttnn.Tensor", dtype: "ttnn.DataType | None" = None) -> "ttnn.Tensor":
         """Values with zeros in padding, of their own dtype or another."""
