@@ -92,3 +92,13 @@ def test_chips_that_can_not_be_opened(monkeypatch):
             pass
     with open_device("emulated:t3k", (1, 1)):  # no fabric is left over, with which all chips would have to be opened
         pass
+
+
+def test_memory_set_aside_for_traces():
+    """Is missing to all else, on each chip."""
+    with open_device("emulated:n300") as mesh:
+        _, total = dram_bytes(mesh)
+    with open_device("emulated:n300", trace_region_size=60_000_000, num_command_queues=2) as mesh:
+        less = total - dram_bytes(mesh)[1]
+        assert 60_000_000 <= less < 60_100_000
+        assert {total - dram_bytes(part)[1] for part in submeshes(mesh, 2)} == {less}
