@@ -190,9 +190,10 @@ class Models:
         # Besides a part of a map there is a mask, and the part is larger than a share where rows don't divide.
         encoder, decoder = (14, 12) if maps == 1 else (20, 16)
         lasting, of_result = LASTING + self._kept(size), 64 * size.results
-        # Each prompt has a trace, or with a step cache each result; on a mesh a second one that begins with other sets
-        # of semaphores.
-        traces = TRACE * max(size.prompts, size.kept) * (1 if transformer.mesh.chips == 1 else 2)
+        # Each prompt has a trace, or with a step cache each result; on a mesh others that begin with other sets of
+        # semaphores, of which steps without blocks use some too.
+        turns = 1 if transformer.mesh.chips == 1 else 4 if size.kept else 2
+        traces = TRACE * max(size.prompts, size.kept) * turns
         kept = 2 * size.kept * size.image_tokens * width // transformer.sp
         return {
             "clip": lasting,
