@@ -3,9 +3,11 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
+from tt_flux_kontext.planner import report
 from tt_flux_kontext.planner.plan import EVERYWHERE, PROGRESS, Plan, Request, Split, plan, plan_everywhere
 from tt_flux_kontext.planner.roofline import calibration
 from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     add.add_argument("--steps", type=int, default=28)
     add.add_argument("--precision", choices=PRECISIONS, help="default: the most accurate one that fits")
     add.add_argument("--json", action="store_true")
+    add.add_argument("--report", type=Path, metavar="FOLDER", help=f"for {report.PICTURE} and {report.OPERATIONS}")
     arguments = parser.parse_args(argv)
     for name in ("width", "height"):
         if getattr(arguments, name) < 16 or getattr(arguments, name) % 16:
@@ -45,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--at-once must be at least 1, not {arguments.at_once}")
     if arguments.all_systems and (arguments.split or arguments.at_once > 1):
         parser.error("--split and --at-once are of one --system")
+    if arguments.all_systems and arguments.report:
+        parser.error("--report is of one --system")
 
     size = arguments.height, arguments.width
     request = Request(
@@ -55,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     total = PROGRESS * (len(EVERYWHERE) if arguments.all_systems else 1)
     try:
+        if arguments.report:
+            report.check(arguments.report)
         with tqdm(total=total, desc="TT-NN's mock device", leave=False, disable=None) as bar:
             if arguments.all_systems:
                 plans = plan_everywhere(request, bar.update)
@@ -63,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
     _print(plans, as_json=arguments.json)
+    if arguments.report and not plans[0].refused:
+        report.write(plans[0], arguments.report)
     if any(each.refused for each in plans):
         sys.exit(1)
 

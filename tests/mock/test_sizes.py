@@ -11,6 +11,7 @@ from tests.mock.conftest import BUCKETS, ON_P150, SQUARE, SYSTEM
 from tt_flux_kontext import cli
 from tt_flux_kontext.planner.kontext_dev import CONFIGS
 from tt_flux_kontext.planner.plan import Plan, Request, plan
+from tt_flux_kontext.planner.roofline import CHIPS, time, upload_time
 from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
 SPARE = 1_400_000_000  # bytes of DRAM that every phase must leave free on an N150
@@ -46,6 +47,18 @@ def test_n150_edits_1024_square_in_bfp8_mixed(square_plan):
     square = square_plan(SYSTEM)
     assert min(phase.free for phase in square.phases) >= SPARE
     assert square.best == square.precision == "bfp8_mixed"
+
+
+def test_operations_of_a_plan_are_those_of_its_figures(square_plan):
+    chip = CHIPS[SYSTEM]
+    for phase in square_plan(SYSTEM).phases:
+        assert len(phase.operations) == len(phase.memory) == phase.ops
+        assert sum(operation.flop for operation in phase.operations) == phase.flop
+        seconds = time(phase.operations, chip).seconds + upload_time(phase.upload, chip)
+        assert seconds == pytest.approx(phase.seconds)
+        assert max(phase.memory, default=0) <= phase.peak
+        if phase.name in ("t5", "vae encoder", "step"):  # where no model makes room for another one with more
+            assert max(phase.memory) == phase.peak
 
 
 def test_reserved_memory_is_enough_and_not_far_too_much(edits, square_plan):

@@ -167,4 +167,20 @@ def test_memory_of_a_mesh_is_that_of_one_chip():
     capture.add("circular_buffer_allocate", size=7, globally_allocated="1", device_id=4)
     capture.add("circular_buffer_deallocate_all", device_id=0)
     capture.add("circular_buffer_allocate", size=90, globally_allocated="0", device_id=2)
-    assert peaks(capture.nodes) == Peaks(dram=1000, l1=100)
+    assert peaks(capture.nodes) == Peaks(dram=1000, l1=100, operations=[])
+
+
+def test_memory_of_an_operation_is_what_is_in_use_until_the_next_one():
+    capture = Capture()
+    capture.add("buffer_allocate", type="DRAM", size=1000)  # weights
+    capture.add("function_start", arguments=[""], name="MatmulDeviceOperation", program_cache_hit=True)
+    capture.add("buffer_allocate", type="DRAM", size=300)
+    capture.add("function_end", name="MatmulDeviceOperation")
+    capture.add("buffer_allocate", type="DRAM", size=50)
+    capture.add("buffer_deallocate", type="DRAM", size=250)
+    capture.add("function_start", arguments=[""], name="ttnn.deallocate")
+    capture.add("function_end", name="ttnn.deallocate")
+    capture.add("function_start", arguments=[""], name="LayerNormDeviceOperation", program_cache_hit=True)
+    capture.add("function_end", name="LayerNormDeviceOperation")
+    capture.add("buffer_deallocate", type="DRAM", size=1100)
+    assert peaks(capture.nodes) == Peaks(dram=1350, l1=0, operations=[1350, 1100])

@@ -58,6 +58,7 @@ def test_systems_side_by_side():
         (["--system", "t3k", "--split", "3"], "two numbers of chips, such as 4,2, not '3'"),
         (["--system", "t3k", "--split", "4,0"], "two numbers of chips, such as 4,2, not '4,0'"),
         (["--all-systems", "--split", "2,1"], "--split and --at-once are of one --system"),
+        (["--all-systems", "--report", "folder"], "--report is of one --system"),
         (["--system", "t3k", "--at-once", "0"], "--at-once must be at least 1, not 0"),
         (["--system", "t3k", "--at-once", "2", "--split", "2,1"], "not allowed with argument"),
         (["--system", "t9k"], "invalid choice: 't9k'"),

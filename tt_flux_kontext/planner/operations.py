@@ -172,10 +172,14 @@ class Operation:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Most memory in use: bytes of DRAM above the capture's start; bytes of a core's L1, buffers and programs."""
+    """Most memory in use: bytes of DRAM above the capture's start; bytes of a core's L1, buffers and programs.
+
+    `operations` are those of DRAM from the start of each device operation to the start of the next.
+    """
 
     dram: int
     l1: int
+    operations: list[int]
 
 
 def operations(capture: Sequence[dict]) -> list[Operation]:
@@ -212,6 +216,7 @@ def peaks(capture: Sequence[dict]) -> Peaks:
     chip by chip."""
     used = {"DRAM": 0, "L1": 0}
     most = {"DRAM": 0, "L1": 0}
+    during = []
     programs = Counter()
     for node in capture:
         kind, parameters = node["node_type"], node["params"] or {}
@@ -223,9 +228,13 @@ def peaks(capture: Sequence[dict]) -> Peaks:
             programs[parameters["device_id"]] += int(parameters["size"])
         elif kind == "circular_buffer_deallocate_all":
             programs.clear()
+        elif kind == "function_start" and "program_cache_hit" in parameters:
+            during.append(used["DRAM"])
+        if during:
+            during[-1] = max(during[-1], used["DRAM"])
         most["DRAM"] = max(most["DRAM"], used["DRAM"])
         most["L1"] = max(most["L1"], used["L1"] + max(programs.values(), default=0))
-    return Peaks(dram=most["DRAM"], l1=most["L1"])
+    return Peaks(most["DRAM"], most["L1"], during)
 
 
 @cache

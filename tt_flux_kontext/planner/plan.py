@@ -5,8 +5,10 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 
 from tt_flux_kontext.planner.mock_device import run
+from tt_flux_kontext.planner.operations import Operation, Place
 from tt_flux_kontext.planner.roofline import CHIPS, calibration, upload_time
 from tt_flux_kontext.planner.systems import SINGLE_CHIP, SYSTEMS
 
@@ -59,6 +61,8 @@ class PhasePlan:
         communication: of them, in which chips wait for others.
         upload: bytes of weights that come from the host, since there was no room for them to stay.
         first_upload: the same in a process's first edit, which finds none there.
+        operations: of the device, in order; not in JSON.
+        memory: bytes of DRAM in use at most from the start of each of them to the start of the next; not in JSON.
     """
 
     name: str
@@ -75,6 +79,8 @@ class PhasePlan:
     communication: float
     upload: int = 0
     first_upload: int = 0
+    operations: list[Operation] = field(default_factory=list, repr=False)
+    memory: list[int] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,12 @@ class Plan:
         modelled = {}
         if self.phases:
             modelled = {"seconds": self.seconds, "first_seconds": self.first_seconds, "at_once": self.at_once}
-        return asdict(self) | modelled | {"modelled": calibration(mesh=self.system not in SINGLE_CHIP)}
+        phases = [
+            {name: value for name, value in vars(phase).items() if name not in ("operations", "memory")}
+            for phase in self.phases
+        ]
+        fields = asdict(replace(self, phases=[])) | {"phases": phases}
+        return fields | modelled | {"modelled": calibration(mesh=self.system not in SINGLE_CHIP)}
 
 
 def plan(
@@ -184,10 +195,26 @@ def plan(
         elif phases and phases[-1].name == line["name"] == STEP:
             first = phases.pop()
             line |= {"peak": max(first.peak, line["peak"]), "free": min(first.free, line["free"])}
-            phases.append(PhasePlan(**line | {"l1": max(first.l1, line["l1"])}, count=request.steps))
+            phases.append(_phase(line | {"l1": max(first.l1, line["l1"])}, request.steps))
         else:
-            phases.append(PhasePlan(**line, count=1))
+            phases.append(_phase(line))
     return plans
+
+
+def _phase(line: dict, count: int = 1) -> PhasePlan:
+    """Of what the worker wrote."""
+    operations = [
+        Operation(**each | {"inputs": _places(each["inputs"]), "outputs": _places(each["outputs"])})
+        for each in line["operations"]
+    ]
+    return PhasePlan(**line | {"operations": operations}, count=count)
+
+
+def _places(places: list[dict]) -> tuple[Place, ...]:
+    return tuple(_place(**each | {"shape": tuple(each["shape"])}) for each in places)
+
+
+_place = cache(Place)  # thousands of operations have a few hundred different ones
 
 
 def _mesh(system: str, split: Split | None, at_once: int) -> tuple[int, int]:

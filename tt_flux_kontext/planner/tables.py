@@ -6,20 +6,23 @@ from tt_flux_kontext.planner.plan import Plan
 from tt_flux_kontext.planner.systems import SINGLE_CHIP
 
 
+def title(plan: Plan) -> str:
+    """What was planned, and on what."""
+    height, width = plan.request.size
+    line = f"{plan.system}: {width} x {height}, {plan.request.steps} steps, {plan.precision}"
+    return line if plan.system in SINGLE_CHIP else f"{line} on {_split(plan)}"
+
+
 def table(plan: Plan) -> str:
     """A plan by phases. On meshes all figures are of one chip."""
-    request, mesh = plan.request, plan.system not in SINGLE_CHIP
-    height, width = request.size
-    title = f"{plan.system}: {width} x {height}, {request.steps} steps, {plan.precision}"
-    if mesh:
-        title += f" on {_split(plan)}"
+    mesh = plan.system not in SINGLE_CHIP
     if plan.refused:
-        return f"{title}\n{plan.refused}"
+        return f"{title(plan)}\n{plan.refused}"
     head = (
         f"{'phase':<22}{'weights':>10}{'peak DRAM':>11}{'free':>10}{'L1/core':>10}{'device ops':>12}"
         f"{'TFLOP':>9}{'moved':>11}{'upload':>11}{'modelled':>11}"
     )
-    lines = [title, head + (f"{'over links':>12}{'waiting':>11}" if mesh else "")]
+    lines = [title(plan), head + (f"{'over links':>12}{'waiting':>11}" if mesh else "")]
     for phase in plan.phases:
         name = f"{phase.name}, each of {phase.count}" if phase.count > 1 else phase.name
         line = (

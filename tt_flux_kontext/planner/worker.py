@@ -76,6 +76,8 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
             link_bytes=sum(operation.link_bytes for operation in done),
             seconds=modelled.seconds,
             communication=modelled.communication,
+            operations=done,
+            memory=[total - free + size for size in peak.operations],
         )
     _write(uploads=_uploads(models, [name for name in MODELS if edit.image is not None or name != "vae encoder"]))
 
@@ -91,7 +93,7 @@ def _uploads(models: Models, names: list[str]) -> dict[str, int]:
 
 
 def _write(**line) -> None:
-    print(json.dumps(line), flush=True)
+    print(json.dumps(line, default=vars), flush=True)
 
 
 if __name__ == "__main__":
