@@ -16,8 +16,7 @@ SYSTEMS = {
     "p150x4": (1, 4),
 }
 BUCKETS = [(height, width) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
-# Small, large, and as high or wide as eight squares.
-OTHERS = [(64, 64), (512, 512), (256, 2048), (2048, 256)]
+OTHERS = [(512, 512), (256, 2048), (2048, 256)]
 ODD = (944, 1104)  # a bucket whose rows fill no tiles at any level
 
 
