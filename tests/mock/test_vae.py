@@ -1,5 +1,7 @@
 """The full-size VAE on real TT-NN, on one chip and split over many: it takes every call, and it fits."""
 
+import random
+
 import pytest
 
 from tt_flux_kontext.planner.mock_device import run
@@ -18,13 +20,26 @@ SYSTEMS = {
 BUCKETS = [(height, width) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
 OTHERS = [(512, 512), (256, 2048), (2048, 256)]
 ODD = (944, 1104)  # a bucket whose rows fill no tiles at any level
+TIGHT = (976, 608)  # where a convolution's output in tiles and one that isn't have just enough room
+
+
+def any_sizes(seed: int, count: int = 24) -> list[tuple[int, int]]:
+    """Sizes that edits can have, of up to about 1024 x 1024 pixels."""
+    draw, sizes = random.Random(seed), []
+    while len(sizes) < count:
+        height, width = (16 * draw.randint(4, 128) for _ in "hw")
+        if 128**2 <= height * width <= 1.1 * 1024**2:
+            sizes.append((height, width))
+    return sizes
 
 
 @pytest.mark.parametrize(
     "system, sizes",
     [
         ("t3k", [ODD]),
+        ("n150", [TIGHT]),
         *(pytest.param(system, BUCKETS + OTHERS, marks=pytest.mark.slow) for system in SYSTEMS),
+        *(pytest.param(system, any_sizes(i), marks=pytest.mark.slow) for i, system in enumerate(SYSTEMS)),
     ],
 )
 def test_takes_all_calls_and_fits(system, sizes):
