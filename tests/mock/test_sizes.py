@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.mock.conftest import BUCKETS, ON_P150, SQUARE, SYSTEM
+from tests.systems import slow_unless_always
 from tt_flux_kontext import cli
 from tt_flux_kontext.planner.kontext_dev import CONFIGS
 from tt_flux_kontext.planner.plan import Plan, Request, plan
@@ -70,7 +71,7 @@ def test_reserved_memory_is_enough_and_not_far_too_much(edits, square_plan):
         assert square.workspaces[MODEL_OF.get(phase.name, phase.name)] < 2 * (phase.peak - phase.weights), phase
 
 
-@pytest.mark.parametrize("system", MESHES)
+@pytest.mark.parametrize("system", slow_unless_always(MESHES))
 def test_reserved_memory_is_enough_on_each_chip_of_a_mesh(square_plan, system):
     assert_reserved_memory_is_enough(square_plan(system))
 

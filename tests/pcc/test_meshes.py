@@ -27,7 +27,12 @@ SPLITS = [  # system, mesh, chips that split tokens and features
 ]
 on_mesh = pytest.mark.parametrize(
     "device_params,split",
-    [({"name": f"emulated:{system}", "mesh_shape": mesh}, split) for system, mesh, split in SPLITS],
+    [
+        pytest.param(
+            {"name": f"emulated:{system}", "mesh_shape": mesh}, split, marks=[pytest.mark.slow] * (mesh == (4, 8))
+        )
+        for system, mesh, split in SPLITS
+    ],
     ids=[f"{system} {rows}x{columns}, {sp} by {tp}" for system, (rows, columns), (sp, tp) in SPLITS],
     indirect=["device_params"],
 )

@@ -12,6 +12,7 @@ import pytest
 from tests.perf import targets, tt_dit_flux1
 from tests.perf.measured import DEVICE_STEP, edit_seconds, report, step_seconds, system_name
 from tests.perf.targets import EDIT, JOBS, PRECISIONS, RENEW, SQUARE, STAGES, STEPS, off_target
+from tests.systems import slow_unless_always
 from tt_flux_kontext.backend import choose
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import open_device
@@ -42,9 +43,7 @@ def plans_begun(request):
 
 
 @pytest.mark.parametrize("stage", [*STAGES, EDIT])
-@pytest.mark.parametrize(
-    "key", [*SYSTEMS, *(pytest.param(key, marks=pytest.mark.slow) for key in JOBS if key not in SYSTEMS)]
-)
+@pytest.mark.parametrize("key", slow_unless_always(JOBS))
 def test_planned_edit(square_plan, key, stage):
     target = targets.load()[key]["planned"][stage]
     _hold(off_target(f"{key}, {stage}", target, targets.figures(square_plan(key))[stage]), RENEW)
@@ -65,7 +64,7 @@ def test_more_chips_cost_no_operation_but_sums():
     assert ops["galaxy"] == ops["n150"] + sums and ops["t3k"] == ops["galaxy"] + shortened
 
 
-@pytest.mark.parametrize("system", MOST_SECONDS)
+@pytest.mark.parametrize("system", slow_unless_always(MOST_SECONDS))
 def test_chips_share_the_work_of_one(square_plan, system):
     """FLOP of a step, all chips together: no chip does what another one does, but for padding."""
     flop = {name: _phase(square_plan(name), "step").flop for name in ("n150", system)}

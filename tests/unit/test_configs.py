@@ -68,7 +68,11 @@ WRONG = {
         "layer_norm_epsilon": ["1e-6"],
     },
 }
-CASES = [(*place, value) for place in ((c, f) for c, fields in WRONG.items() for f in fields) for value in WRONG[place[0]][place[1]]]
+CASES = [
+    (*place, value)
+    for place in ((c, f) for c, fields in WRONG.items() for f in fields)
+    for value in WRONG[place[0]][place[1]]
+]
 
 
 @pytest.mark.parametrize("component,field,value", CASES, ids=str)
@@ -82,7 +86,9 @@ def test_a_wrong_field_is_named(component, field, value):
 
 
 @pytest.mark.parametrize("component,kind", [(name, kind) for name, (kind, _) in COMPONENTS.items()])
-@pytest.mark.parametrize("field,value", [("architectures", "X"), ("_class_name", ["X"]), ("quantization_config", {"bits": 4})])
+@pytest.mark.parametrize(
+    "field,value", [("architectures", "X"), ("_class_name", ["X"]), ("quantization_config", {"bits": 4})]
+)
 def test_a_config_of_another_kind(tmp_path, component, kind, field, value):
     for name in FOLDERS:
         (tmp_path / name).mkdir()

@@ -158,7 +158,9 @@ DTYPES = [torch.float64, torch.int8, torch.int64, torch.float8_e4m3fn, torch.flo
 def test_dtypes_that_are_not_read(copy, mesh_device, dtype):
     key = "transformer_blocks.0.attn.to_k.weight"
     file, _ = damage(copy, "transformer", key, lambda tensor: tensor.to(dtype))
-    assert re.match(re.escape(f"{key} in {file} is ") + r"\w+; this model reads F32, BF16, F16.", refused(copy, mesh_device))
+    assert re.match(
+        re.escape(f"{key} in {file} is ") + r"\w+; this model reads F32, BF16, F16.", refused(copy, mesh_device)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

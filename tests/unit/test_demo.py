@@ -47,8 +47,14 @@ def test_edits_a_picture(tmp_path):
         assert pictures[seed].shape == (96, 144, 3)
         assert f"{path} (144 x 96, 2 steps, seed {seed}, " in result.stdout
         prompt, fields = parameters_of(path).split("\n")
-        assert prompt == "make the circle red" and f"Steps: 2, Sampler: Euler, Distilled CFG Scale: 2.5, Seed: {seed}, " in fields
-        assert "Size: 144x96, Model: demo/tiny_kontext, Precision: bf16, Device: emulated, Software: tt_flux_kontext" in fields
+        assert (
+            prompt == "make the circle red"
+            and f"Steps: 2, Sampler: Euler, Distilled CFG Scale: 2.5, Seed: {seed}, " in fields
+        )
+        assert (
+            "Size: 144x96, Model: demo/tiny_kontext, Precision: bf16, Device: emulated, Software: tt_flux_kontext"
+            in fields
+        )
     assert not np.array_equal(pictures[3], pictures[5])
     assert "demo/tiny_kontext in bf16, on the emulated device (WORMHOLE_B0, 1 x 1)" in result.stdout
 
@@ -78,7 +84,9 @@ def test_on_several_chips(tmp_path):
 def test_a_flat_picture_is_no_failure(tmp_path):
     source, out = tmp_path / "in.png", tmp_path / "edited.png"
     Image.new("RGB", (128, 128), (240, 240, 238)).save(source)
-    result = demo("--image", str(source), "--out", str(out), "--prompt", "change the background to white", "--steps", "4")
+    result = demo(
+        "--image", str(source), "--out", str(out), "--prompt", "change the background to white", "--steps", "4"
+    )
     assert result.returncode == 0, result.stdout
     assert np.asarray(Image.open(out)).std() < 8
     assert "RMSE from diffusers" in result.stdout and "PCC" not in result.stdout

@@ -110,10 +110,7 @@ def test_dtype_and_layout_conversions(device):
     assert ttnn.typecast(x, ttnn.float32).dtype is ttnn.float32
     host = ttnn.typecast(ttnn.from_torch(torch.ones(2, 3)), ttnn.bfloat8_b)
     assert host.layout is TILE and host.storage_type() is ttnn.StorageType.HOST
-    assert (
-        ttnn.to_torch(ttnn.typecast(ttnn.from_torch(torch.tensor([1 + 2**-8]), device=device), ttnn.bfloat16))
-        == 1.0
-    )
+    assert ttnn.to_torch(ttnn.typecast(ttnn.from_torch(torch.tensor([1 + 2**-8]), device=device), ttnn.bfloat16)) == 1.0
 
 
 def test_last_reference_frees(device):

@@ -84,9 +84,7 @@ def attend_jointly(query, key, value):
     )
     known = put(query.device(), torch.randn(1, 1, 32, 32))
     tensors = (known, known, known, query, key, value)
-    return ttnn.transformer.joint_scaled_dot_product_attention(
-        *tensors, joint_strategy="rear", program_config=program
-    )
+    return ttnn.transformer.joint_scaled_dot_product_attention(*tensors, joint_strategy="rear", program_config=program)
 
 
 @pytest.mark.parametrize("attention", [attend, attend_jointly])

@@ -48,7 +48,9 @@ class TestVariants:
     def test_is_read(self, copy, tiny_checkpoint, mesh_device):
         make_variant(copy)
         FluxKontextPipeline.from_pretrained(copy, device=mesh_device, variant="fp16")
-        assert same_tensors(Checkpoint(copy, variant="fp16").tensors("vae"), next((tiny_checkpoint / "vae").glob("*.safetensors")))
+        assert same_tensors(
+            Checkpoint(copy, variant="fp16").tensors("vae"), next((tiny_checkpoint / "vae").glob("*.safetensors"))
+        )
 
     def test_is_preferred_to_plain_files(self, copy):
         """And a component without one has its plain files, as in diffusers."""
@@ -59,7 +61,9 @@ class TestVariants:
         assert same_tensors(Checkpoint(copy).tensors("transformer"), copy / WEIGHTS)
         assert chosen.tensors("vae").entries.keys() == Checkpoint(copy).tensors("vae").entries.keys()
 
-    @pytest.mark.parametrize("shard", ["model.fp16-00001-of-00001.safetensors", "model-00001-of-00001.fp16.safetensors"])
+    @pytest.mark.parametrize(
+        "shard", ["model.fp16-00001-of-00001.safetensors", "model-00001-of-00001.fp16.safetensors"]
+    )
     def test_in_shards(self, copy, tmp_path, shard):
         folder = copy / "text_encoder_2"
         with safe_open(folder / "model.safetensors", "pt") as tensors:
@@ -72,7 +76,9 @@ class TestVariants:
 
     def test_not_asked_for(self, copy, mesh_device):
         make_variant(copy)
-        refused(copy, mesh_device, "text_encoder has no safetensors file", "It has model.fp16.safetensors", "variant='fp16'")
+        refused(
+            copy, mesh_device, "text_encoder has no safetensors file", "It has model.fp16.safetensors", "variant='fp16'"
+        )
 
     def test_absent(self, copy, mesh_device):
         refused(copy, mesh_device, f"{copy} has no weights of the variant 'bf16'", variant="bf16")
@@ -80,7 +86,9 @@ class TestVariants:
     @pytest.mark.parametrize("variant", [None, "fp16"])
     def test_only_its_files_are_fetched(self, monkeypatch, copy, variant):
         patterns = []
-        monkeypatch.setattr(checkpoint, "snapshot_download", lambda _, allow_patterns: patterns.append(allow_patterns) or copy)
+        monkeypatch.setattr(
+            checkpoint, "snapshot_download", lambda _, allow_patterns: patterns.append(allow_patterns) or copy
+        )
         if variant:
             make_variant(copy)
         Checkpoint("owner/name", variant)
@@ -173,7 +181,12 @@ class TestSingleFile:
     def test_given_as_the_folder(self, tmp_path, mesh_device, prefix):
         file = tmp_path / "flux1-kontext-dev.safetensors"
         save_file({prefix + key: tensor for key, tensor in SINGLE_FILE.items()}, file)
-        refused(file, mesh_device, f"{file} is in Black Forest Labs' single-file layout", "Give the folder in diffusers' layout")
+        refused(
+            file,
+            mesh_device,
+            f"{file} is in Black Forest Labs' single-file layout",
+            "Give the folder in diffusers' layout",
+        )
 
     def test_alone_in_the_folder(self, tmp_path, mesh_device):
         save_file(SINGLE_FILE, tmp_path / "flux1-kontext-dev.safetensors")
@@ -230,7 +243,10 @@ class TestTokenizers:
             (["tokenizer/vocab.json"], "tokenizer lacks vocab.json"),
             (["tokenizer/tokenizer_config.json"], "tokenizer/tokenizer_config.json is missing"),
             (["tokenizer_2/tokenizer_config.json"], "tokenizer_2/tokenizer_config.json is missing"),
-            (["tokenizer_2/tokenizer.json", "tokenizer_2/spiece.model"], "tokenizer_2 lacks spiece.model; tokenizer.json"),
+            (
+                ["tokenizer_2/tokenizer.json", "tokenizer_2/spiece.model"],
+                "tokenizer_2 lacks spiece.model; tokenizer.json",
+            ),
             (["scheduler/scheduler_config.json"], "scheduler/scheduler_config.json is missing"),
         ],
     )

@@ -48,7 +48,9 @@ def test_models_make_room_for_each_other(tiny_checkpoint, mesh_device, monkeypat
 
 
 @pytest.mark.parametrize("room", [True, False])
-def test_modulation_weights_are_gone_before_the_first_step_unless_there_is_room(tiny_checkpoint, mesh_device, monkeypatch, room):
+def test_modulation_weights_are_gone_before_the_first_step_unless_there_is_room(
+    tiny_checkpoint, mesh_device, monkeypatch, room
+):
     if not room:
         leave_no_room(monkeypatch)
     alive = []

@@ -71,9 +71,7 @@ def row_of_a_table(bench: Bench, t):
     """The third one, by a product with a unit vector: how a step takes its modulation."""
     unit = bench.put(torch.eye(t.shape[2])[None, None, 2:3])
     config = EXACT.norm_config(bench.device)
-    parts = ttnn.experimental.minimal_matmul_split(
-        unit, bench.put(t), chunks=3, dim=-1, compute_kernel_config=config
-    )
+    parts = ttnn.experimental.minimal_matmul_split(unit, bench.put(t), chunks=3, dim=-1, compute_kernel_config=config)
     yield from zip(parts, t[:, :, 2:3].chunk(3, dim=-1), strict=True)
 
 

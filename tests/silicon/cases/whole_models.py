@@ -52,15 +52,19 @@ def transformer(bench: Bench, latents, reference, context, pooled, policy=BF16):
 
     side = round(len(latents) ** 0.5)
     ids = torch.cat([image_ids(side, side, index) for index in (0, 1)])
-    velocity = torch_pipeline().transformer(
-        hidden_states=torch.cat([latents, reference])[None],
-        encoder_hidden_states=context[None],
-        pooled_projections=pooled[None],
-        timestep=torch.tensor([SIGMA]),
-        guidance=torch.tensor([GUIDANCE]),
-        img_ids=ids,
-        txt_ids=torch.zeros(len(context), 3),
-    ).sample[:, : len(latents)]
+    velocity = (
+        torch_pipeline()
+        .transformer(
+            hidden_states=torch.cat([latents, reference])[None],
+            encoder_hidden_states=context[None],
+            pooled_projections=pooled[None],
+            timestep=torch.tensor([SIGMA]),
+            guidance=torch.tensor([GUIDANCE]),
+            img_ids=ids,
+            txt_ids=torch.zeros(len(context), 3),
+        )
+        .sample[:, : len(latents)]
+    )
 
     ours = models(bench, policy)
     step = ours["modulation"]([SIGMA], GUIDANCE, bench.put(pooled[None, None, None])).step()
