@@ -5,7 +5,7 @@ python -m reference.step_cache CHECKPOINT --calibrate PICTURE --prompt "make it 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from diffusers import MagCacheConfig
@@ -22,11 +22,12 @@ STEPS = 20
 THRESHOLDS = (0.06, 0.12, 0.24)
 
 
-def table(pipe: FluxKontextPipeline, edits: Sequence[Edit]) -> str:
+def rows(pipe: FluxKontextPipeline, edits: Sequence[Edit]) -> Iterator[str]:
     """For each threshold, and for as many plain steps: passes of the blocks, PSNR to all steps, edits right."""
     pipe.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=STEPS))
     all_steps, right = _run(pipe, edits, STEPS)
-    lines = [f"{'':<20}{'passes':>8}{'PSNR':>10}{'right':>7}", f"{f'{STEPS} steps':<20}{STEPS:>8}{'':>10}{right:>7}"]
+    yield f"{'':<20}{'passes':>8}{'PSNR':>10}{'right':>7}"
+    yield f"{f'{STEPS} steps':<20}{STEPS:>8}{'':>10}{right:>7}"
     ratios = pipe.mag_ratios
     for threshold in THRESHOLDS:
         config = MagCacheConfig(mag_ratios=ratios, threshold=threshold, num_inference_steps=STEPS)
@@ -34,8 +35,7 @@ def table(pipe: FluxKontextPipeline, edits: Sequence[Edit]) -> str:
         for name, steps, cache in ((f"cache, {threshold}", STEPS, config), (f"{passes} steps", passes, None)):
             pipe.enable_cache(cache) if cache else pipe.disable_cache()
             pictures, right = _run(pipe, edits, steps)
-            lines.append(f"{name:<20}{passes:>8}{_psnr(pictures, all_steps):>7.1f} dB{right:>7}")
-    return "\n".join(lines)
+            yield f"{name:<20}{passes:>8}{_psnr(pictures, all_steps):>7.1f} dB{right:>7}"
 
 
 def _run(pipe: FluxKontextPipeline, edits: Sequence[Edit], steps: int) -> tuple[list[Image.Image], int]:
@@ -75,7 +75,8 @@ def main() -> None:
         pipe = FluxKontextPipeline.from_pretrained(arguments.checkpoint, device=device, precision=arguments.precision)
         if not arguments.calibrate:
             pipe.set_progress_bar_config(disable=True)
-            print(table(pipe, held_out_edits(arguments.count)))
+            for row in rows(pipe, held_out_edits(arguments.count)):
+                print(row, flush=True)
             return
         pipe.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=arguments.steps))
         pipe(Image.open(arguments.calibrate), arguments.prompt, num_inference_steps=arguments.steps)

@@ -27,12 +27,12 @@ LEAST = 300  # distinct calls: fewer would mean that the recorder misses some
 
 
 @pytest.fixture
-def calls(mesh_device, tiny_checkpoint, tmp_path):
+def calls(request, mesh_device, tiny_checkpoint, tmp_path):
     with Recorder() as recorder:
         for size, precision in (("tiny", "bf16"), ("tiny", "bfp8"), ("odd", "bf16"), ("tiny_schnell", "bf16")):
             folder = tiny_checkpoint if size == "tiny" else make_checkpoint(tmp_path / size, size=size)
             edits(folder, precision, mesh_device)
-        edit_of_bucket(tiny_checkpoint, mesh_device)
+        edit_of_odd_rows(tiny_checkpoint, mesh_device, *request.param)
         of_real_widths(mesh_device)
     return list(recorder.calls.values())
 
@@ -54,12 +54,13 @@ def edits(checkpoint, precision: str, device) -> None:
     pipe.edits([{"height": 64, "width": 64} | common] * 2)  # tables of modulation wait on the host
 
 
-def edit_of_bucket(checkpoint, device) -> None:
-    """At a trained size whose rows fill no tiles, nor all positions of its maps."""
+def edit_of_odd_rows(checkpoint, device, width: int, height: int) -> None:
+    """At a size whose rows fill no tiles, nor all positions of its maps."""
     pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=device, precision="bf16")
     pipe.set_progress_bar_config(disable=True)
-    size = {"width": 1104, "height": 944}
-    pipe(picture(1104, 944), "make it blue", num_inference_steps=1, max_sequence_length=32, output_type="pt", **size)
+    size = {"width": width, "height": height, "max_area": width * height}
+    once = {"num_inference_steps": 1, "max_sequence_length": 32, "output_type": "pt"}
+    pipe(picture(width, height), "make it blue", **once, **size)
 
 
 def of_real_widths(device) -> None:
@@ -89,6 +90,9 @@ def of_real_widths(device) -> None:
     to_picture(model(Decoder, "vae")(torch.zeros(16, 64), 64, 64))
 
 
+@pytest.mark.parametrize(
+    "calls", [(560, 464), pytest.param((1104, 944), marks=pytest.mark.slow)], ids=["odd rows", "bucket"], indirect=True
+)
 def test_real_ttnn_gives_tensors_of_the_same_form(calls, tmp_path, capsys):
     file = tmp_path / "calls"
     file.write_bytes(pickle.dumps(calls))

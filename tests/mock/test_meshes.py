@@ -105,7 +105,7 @@ def edit(mesh, checkpoint, precision: str, width: int, height: int, text_tokens:
     pipe(picture(width, height), "make it blue", **more, **size)
 
 
-@pytest.mark.parametrize("system, least", [("n300", 300), ("t3k", 300)])
+@pytest.mark.parametrize("system, least", [pytest.param("n300", 300, marks=pytest.mark.slow), ("t3k", 300)])
 def test_real_ttnn_gives_tensors_of_the_same_form(system, least, tiny_checkpoint, tmp_path):
     with open_device(f"emulated:{system}") as mesh, Recorder() as recorder:
         work(mesh)

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.mock.conftest import BUCKETS, ON_P150, SQUARE, SYSTEM
+from tests.mock.conftest import ON_P150, OTHERS, SOME, SQUARE, SYSTEM
 from tests.systems import slow_unless_always
 from tt_flux_kontext import cli
 from tt_flux_kontext.planner.kontext_dev import CONFIGS
@@ -27,7 +27,7 @@ def edits(plans) -> list[Plan]:
 
 
 def test_real_ttnn_takes_every_call_of_every_edit(edits):
-    assert len(edits) == 1 + len(BUCKETS) + len(ON_P150) and len(BUCKETS) == 8
+    assert len(edits) == 1 + len(SOME) + len(ON_P150)
     for each in edits:
         assert [phase.name for phase in each.phases] == PHASES, each.request
 
@@ -83,6 +83,14 @@ def assert_reserved_memory_is_enough(each: Plan) -> None:
         reserved = each.workspaces[MODEL_OF.get(phase.name, phase.name)]
         assert phase.peak - weights <= reserved, (each.system, each.request, phase)
         weights = phase.weights
+
+
+@pytest.mark.slow
+def test_all_buckets():
+    assert len(SOME) + len(OTHERS) == 8
+    for each in plan(SYSTEM, OTHERS):
+        assert [phase.name for phase in each.phases] == PHASES, each.request
+        assert_reserved_memory_is_enough(each)
 
 
 @pytest.mark.slow

@@ -20,7 +20,10 @@ LEAST, CHANCE = 21, 2  # how many succeed: seen are 23 of 24, and 0 and 1 of 12 
 MANY, MANY_STEPS = held_out_edits(500), 20  # of the published rates
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "bfp8_mixed")) for name in PRECISIONS],
+)
 def pipe(request):
     with open_device() as device:
         pipe = FluxKontextPipeline.from_pretrained(TINY_KONTEXT, device=device, precision=request.param)
