@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import MagCacheConfig
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -99,7 +99,7 @@ class FluxKontextPipeline:
         self.turn = Turn()
         self._editor = Editor(models, self.tokenizer, self.tokenizer_2)
         self._progress_bar_config = {}
-        self._step_cache: MagCacheConfig | None = None
+        self._step_cache: diffusers.MagCacheConfig | None = None
 
     @classmethod
     def from_pretrained(
@@ -135,14 +135,14 @@ class FluxKontextPipeline:
         own = {"scheduler": self.scheduler, "tokenizer": self.tokenizer, "tokenizer_2": self.tokenizer_2}
         return self._editor.models.configs | own | {"image_encoder": None, "feature_extractor": None}
 
-    def enable_cache(self, config: MagCacheConfig) -> None:
+    def enable_cache(self, config: "diffusers.MagCacheConfig") -> None:
         """Leaves out the transformer's blocks in steps that change little, as diffusers' `transformer.enable_cache`.
 
         `config.mag_ratios` are a checkpoint's: `KONTEXT_MAG_RATIOS` in `tt_flux_kontext.step_cache` for FLUX.1 Kontext
         [dev]; an edit with `MagCacheConfig(calibrate=True)` leaves out nothing, and has others in `mag_ratios`
         afterwards. Edits must have its `num_inference_steps`. Raises `TypeError` for another kind of cache.
         """
-        if not isinstance(config, MagCacheConfig):
+        if not isinstance(config, getattr(diffusers, "MagCacheConfig", ())):  # old versions of diffusers have none
             raise TypeError(f"The step cache is diffusers' MagCacheConfig, not {type(config).__name__}.")
         self._step_cache = config
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import diffusers
 import torch
-from diffusers import MagCacheConfig
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Edit:
     callback_tensors: Sequence[str] = ()
     interrupted: Callable[[], bool] = lambda: False
     decode: bool = True
-    step_cache: MagCacheConfig | None = None
+    step_cache: "diffusers.MagCacheConfig | None" = None
     latents: torch.Tensor | None = None  # these two when all else is known to fit
     image: torch.Tensor | None = None
 

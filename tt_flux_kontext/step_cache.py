@@ -7,8 +7,8 @@ adds what that one did. Which steps these are is known before an edit begins, so
 The settings are diffusers' `MagCacheConfig`, and mean what they mean there.
 """
 
+import diffusers
 import torch
-from diffusers import MagCacheConfig
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.denoising import Images
@@ -22,7 +22,7 @@ KONTEXT_MAG_RATIOS = (
 # fmt: on
 
 
-def full_steps(config: MagCacheConfig) -> list[bool]:
+def full_steps(config: "diffusers.MagCacheConfig") -> list[bool]:
     """Of each step, whether the blocks run in it."""
     full, product, error, left_out = [], 1.0, 0.0, 0
     first = int(config.retention_ratio * config.num_inference_steps + 0.5)
@@ -55,7 +55,7 @@ class StepCache:
             tokens, results and conditions, and 1 for the first step. Only with `MagCacheConfig(calibrate=True)`.
     """
 
-    def __init__(self, config: MagCacheConfig, images: Images, conditions: int, width: int):
+    def __init__(self, config: "diffusers.MagCacheConfig", images: Images, conditions: int, width: int):
         self.full = full_steps(config)
         self.calibrate = config.calibrate
         self.images = images
