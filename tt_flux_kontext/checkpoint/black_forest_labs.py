@@ -11,8 +11,12 @@ import torch
 
 @dataclass(frozen=True)
 class Source:
-    """Where a module's rows (of its weight, and of its bias) stand: in those of `module`, cut into `of` equal parts, the
-    parts of these numbers one below the other."""
+    """Where a module's rows (of its weight, and of its bias) stand in those of another.
+
+    Attributes:
+        module: whose rows are cut into `of` equal parts.
+        parts: numbers of those that are the module's, one below the other.
+    """
 
     module: str
     parts: tuple[int, ...] = (0,)
