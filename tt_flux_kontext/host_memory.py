@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.weight_cache import Keep, Make
+from tt_flux_kontext.weight_cache import Changed, Keep, Make, uncached
 
 SHARE = 0.5  # of the machine's memory that kept weights leave to all else
 
@@ -37,6 +38,9 @@ def host_memory() -> tuple[int, int]:
     return available, total
 
 
+_Parameters = dict[str, tuple[str | None, "ttnn.Tensor"]]  # by name: what changed it, see `Changed`, and the tensor
+
+
 class HostWeights:
     """Models' parameters in the form that the device takes, in this machine's memory: a model that comes back to the
     device comes from there.
@@ -48,35 +52,45 @@ class HostWeights:
 
     def __init__(self, device):
         self.device = device
-        self._kept: dict[str, list[ttnn.Tensor]] = {}
+        self._kept: dict[str, _Parameters] = {}
 
     def build(self, model: str, size: int, build: Callable[[Keep], object], load: Callable):
         """What `build(keep)` gives, with the parameters that are here, or else those of `load`.
+
+        Of a model that is here those that adapters have changed meanwhile are made anew.
 
         Args:
             size: bytes that they take on the device.
             load: called as `load(build)`; calls that with a `Keep` of its own, and returns what it gives.
         """
         if model in self._kept:
-            parameters = iter(self._kept[model])
-            return build(lambda name, make: ttnn.to_device(next(parameters), self.device))
-        room = self._room(size)
+            return build(partial(self._keep, self._kept[model], uncached))
+        if not self._room(size):
+            return load(lambda keep: build(lambda *parameter: self._on_device(keep(*parameter))))
 
         def build_and_keep(keep: Keep):
-            parameters = []
-
-            def keep_here(name: str, make: Make) -> "ttnn.Tensor":
-                tensor = keep(name, make)
-                if room:
-                    parameters.append(ttnn.from_device(tensor))
-                return tensor if ttnn.is_tensor_storage_on_device(tensor) else ttnn.to_device(tensor, self.device)
-
-            built = build(keep_here)
-            if room:
-                self._kept[model] = parameters
+            parameters: _Parameters = {}
+            built = build(partial(self._keep, parameters, keep))
+            self._kept[model] = parameters
             return built
 
         return load(build_and_keep)
+
+    def _keep(
+        self, parameters: "_Parameters", keep: Keep, name: str, make: Make, changed: Changed | None
+    ) -> "ttnn.Tensor":
+        """Gives a parameter on the device, and leaves it here."""
+        by = changed and changed.by
+        known, tensor = parameters.get(name, (None, None))
+        if tensor is None or known != by:
+            parameters.pop(name, None)
+            made = keep(name, make, changed)
+            parameters[name] = by, ttnn.from_device(made)
+            return self._on_device(made)
+        return ttnn.to_device(tensor, self.device)
+
+    def _on_device(self, tensor: "ttnn.Tensor") -> "ttnn.Tensor":
+        return tensor if ttnn.is_tensor_storage_on_device(tensor) else ttnn.to_device(tensor, self.device)
 
     def _room(self, size: int) -> bool:
         """Whether so many bytes more may be kept. What is kept goes where there may be no room even to load them."""

@@ -33,6 +33,7 @@ from tt_flux_kontext.inputs import (
     noise_input,
     text_input,
 )
+from tt_flux_kontext.lora.loading import LoraLoaderMixin
 from tt_flux_kontext.pictures import check_even, float_tensor, is_latents, prepare
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
 from tt_flux_kontext.request import Edit
@@ -56,7 +57,7 @@ class _Call:
     return_dict: bool
 
 
-class FluxKontextPipeline:
+class FluxKontextPipeline(LoraLoaderMixin):
     """Edits pictures by instruction, and makes pictures from text, after diffusers' class of that name.
 
     Args:
@@ -98,6 +99,7 @@ class FluxKontextPipeline:
         self._interrupt = False
         self.turn = Turn()
         self._editor = Editor(models, self.tokenizer, self.tokenizer_2)
+        self._adapters = models.adapters
         self._progress_bar_config = {}
         self._step_cache: diffusers.MagCacheConfig | None = None
 

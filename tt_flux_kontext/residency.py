@@ -1,7 +1,9 @@
 """The models of a checkpoint, and which of them have their weights on the device."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -9,6 +11,7 @@ from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.host_memory import HostWeights, host_memory
+from tt_flux_kontext.lora.adapters import Adapters, Changes
 from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.clip import CLIPTextEncoder, clip_config
 from tt_flux_kontext.models.modulation import Modulation
@@ -81,6 +84,14 @@ def check_host_memory(needed: int, what: str) -> None:
         )
 
 
+class _Resident(NamedTuple):
+    """A model on the device, the tensors of the checkpoint that it has, and what adapters add to them."""
+
+    model: object
+    keys: Collection[str]
+    changed_by: str
+
+
 class Models:
     """Gives the models of MODELS with their weights on the device, where they stay until another one needs the room.
 
@@ -118,7 +129,9 @@ class Models:
         self._tensors = {component: checkpoint.tensors(component) for component in COMPONENTS}
         self._bytes = self.weight_bytes(precision)
         self._workspace = dict.fromkeys(self._models, 0)
-        self._resident = {}  # the one used last comes last
+        self._resident: dict[str, _Resident] = {}  # the one used last comes last
+        self.adapters = Adapters({component: tensors.entries for component, tensors in self._tensors.items()})
+        self.lora_scale = 1.0  # of adapters in the edit at work
         self.bytes_uploaded = 0  # to a chip, of weights, so far
         self._host = HostWeights(device)
         self._cache = WeightCache(cache_folder())
@@ -215,25 +228,30 @@ class Models:
 
     def __getitem__(self, name: str):
         """A model with its weights on the device. Whoever asked for it drops it before asking for another."""
-        model = self._resident.pop(name, None)
-        self._make_room(self._workspace[name] + (0 if model else self._bytes[name]))
-        if model is None:
-            model = self._load(name)
+        component, *_ = self._models[name]
+        changes = self.adapters.changes(component, self.lora_scale)
+        resident = self._resident.pop(name, None)
+        if resident and changes.by(resident.keys) != resident.changed_by:
+            resident = None
+        self._make_room(self._workspace[name] + (0 if resident else self._bytes[name]))
+        if resident is None:
+            resident = self._load(name, changes)
             self.bytes_uploaded += self._bytes[name]
-        self._resident[name] = model
-        return model
+        self._resident[name] = resident
+        return resident.model
 
-    def _load(self, name: str):
+    def _load(self, name: str, changes: Changes) -> "_Resident":
         component, model_class, config = self._models[name]
         tensors, size, precision = self._tensors[component], self._bytes[name], self.precision.of(name)
         parallel = self.parallel[name]
         if not isinstance(tensors, TensorFiles):  # a plan's have shapes only
-            return model_class(config, Weights(tensors, precision, parallel))
+            return _Resident(model_class(config, Weights(tensors, precision, parallel)), (), "")
 
         def build(keep):
             with self._bar(f"{name} weights", size) as bar:
-                weights = Weights(tensors, precision, parallel, keep=keep, progress=bar.update)
-                return model_class(config, weights)
+                weights = Weights(tensors, precision, parallel, changes=changes, keep=keep, progress=bar.update)
+                keys = weights.ledger.used
+                return _Resident(model_class(config, weights), keys, changes.by(keys))
 
         def load(build):
             return self._cache.build(name, tensors, precision, parallel, size, build, self._bar)

@@ -8,7 +8,7 @@
 
 The key is the content of the checkpoint's files, wherever they lie, and all else that the tensors depend on. Whatever
 goes wrong here costs no more than the caching: an entry that is not as it was written is rebuilt, and a folder that
-can't be written is left alone after one warning.
+can't be written is left alone after one warning. What adapters change is never kept: an entry is the checkpoint's own.
 """
 
 import errno
@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -47,12 +48,23 @@ _AHEAD = 1_000_000_000  # bytes that they are ahead: what they read is still in 
 _known: dict[tuple, int] = {}  # checksums, by what tells files and their states apart
 
 Make = Callable[[], "ttnn.Tensor"]
-Keep = Callable[[str, Make], "ttnn.Tensor"]  # called for each parameter of a model in turn; gives it, wherever it is
 
 
-def uncached(name: str, make: Make) -> "ttnn.Tensor":
+class Changed(NamedTuple):
+    """A parameter with what adapters add to it: `by` tells which, `make` makes it so."""
+
+    by: str
+    make: Make
+
+
+Keep = Callable[[str, Make, Changed | None], "ttnn.Tensor"]
+"""Called for each parameter of a model in turn, with how to make it as the checkpoint has it, and changed. Gives the
+changed one, if there is one, wherever it is."""
+
+
+def uncached(name: str, make: Make, changed: Changed | None) -> "ttnn.Tensor":
     """The `Keep` that keeps nothing."""
-    return make()
+    return changed.make() if changed else make()
 
 
 def cache_folder() -> Path | None:
@@ -160,16 +172,18 @@ class WeightCache:
         pool = ThreadPoolExecutor(_THREADS)
         checked = _checked(pool, tensors)
 
-        def keep(name: str, make: Make) -> "ttnn.Tensor":
+        def keep(name: str, make: Make, changed: Changed | None) -> "ttnn.Tensor":
             try:
                 (known, file, _, crc32), found = next(checked, (("nothing", None, 0, 0), 0))
                 if known != name:
                     raise _Damaged(f"it has {known} where the model has {name}")
                 if found != crc32:
                     raise _Damaged(f"{file.name} has other bytes than were written")
-                return ttnn.load_tensor(file)
+                if not changed:
+                    return ttnn.load_tensor(file)
             except (OSError, RuntimeError) as error:  # TT-NN raises the latter
                 raise _Damaged(f"a file of it can't be read ({error})") from error
+            return changed.make()
 
         try:
             return build(keep)
@@ -180,18 +194,22 @@ class WeightCache:
         work = self.folder / f".{uuid.uuid4().hex}{_FILLING}"
         tensors = []  # what the manifest will list, with checksums to come
 
-        def keep(name: str, make: Make) -> "ttnn.Tensor":
+        def keep(name: str, make: Make, changed: Changed | None) -> "ttnn.Tensor":
+            if not self.writable:
+                return uncached(name, make, changed)
             tensor = make()
-            if self.writable:
-                file = work / f"{len(tensors):05}.tensorbin"
-                try:
-                    # Read back from the device: so an edit from the cache is the same to the bit.
-                    ttnn.dump_tensor(file, tensor)
-                    tensors.append((name, file.name, file.stat().st_size, pool.submit(_crc32, file)))
-                except (OSError, RuntimeError) as error:  # TT-NN raises the latter
-                    self._warn(error)
-                    shutil.rmtree(work, ignore_errors=True)
-            return tensor
+            file = work / f"{len(tensors):05}.tensorbin"
+            try:
+                # Read back from the device: so an edit from the cache is the same to the bit.
+                ttnn.dump_tensor(file, tensor)
+                tensors.append((name, file.name, file.stat().st_size, pool.submit(_crc32, file)))
+            except (OSError, RuntimeError) as error:  # TT-NN raises the latter
+                self._warn(error)
+                shutil.rmtree(work, ignore_errors=True)
+            if not changed:
+                return tensor
+            del tensor
+            return changed.make()
 
         with ThreadPoolExecutor(_THREADS) as pool:
             try:

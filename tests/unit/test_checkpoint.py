@@ -9,8 +9,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from safetensors.torch import load_file, save_file
 
 from reference.make_checkpoint import make_checkpoint
-from tt_flux_kontext import FluxKontextPipeline, checkpoint
-from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles
+from tt_flux_kontext import FluxKontextPipeline
+from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles, hub
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -115,7 +115,7 @@ class TestFamilies:
             fetched.extend(allow_patterns)
             return str(tmp_path)
 
-        monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
+        monkeypatch.setattr(hub, "snapshot_download", fetch)
         with pytest.raises(CheckpointError, match="FLUX.2"):
             Checkpoint("owner/name")
         assert fetched == ["*.json"]
@@ -210,7 +210,7 @@ class TestHub:
         def fail(*args, **kwargs):
             raise error.__new__(error, "no")
 
-        monkeypatch.setattr(checkpoint, "snapshot_download", fail)
+        monkeypatch.setattr(hub, "snapshot_download", fail)
         with pytest.raises(CheckpointError) as raised:
             Checkpoint("owner/name")
         lines = str(raised.value).splitlines()
@@ -222,5 +222,5 @@ class TestHub:
             Checkpoint("/no/such/folder")
 
     def test_loads_what_was_fetched(self, monkeypatch, tiny_checkpoint):
-        monkeypatch.setattr(checkpoint, "snapshot_download", lambda repository, **_: str(tiny_checkpoint))
+        monkeypatch.setattr(hub, "snapshot_download", lambda repository, **_: str(tiny_checkpoint))
         assert Checkpoint("owner/name").folder == tiny_checkpoint

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tt_flux_kontext import FluxKontextPipeline, checkpoint
-from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles
+from tt_flux_kontext import FluxKontextPipeline
+from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles, hub
 from tt_flux_kontext.device import dram_bytes
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -87,7 +87,7 @@ class TestVariants:
     def test_only_its_files_are_fetched(self, monkeypatch, copy, variant):
         patterns = []
         monkeypatch.setattr(
-            checkpoint, "snapshot_download", lambda _, allow_patterns: patterns.append(allow_patterns) or copy
+            hub, "snapshot_download", lambda _, allow_patterns: patterns.append(allow_patterns) or copy
         )
         if variant:
             make_variant(copy)
@@ -225,7 +225,7 @@ class TestCacheOfTheHub:
     def test_the_name_alone(self, cached, monkeypatch):
         asked = []
         snapshot = cached / "snapshots" / "0123abc"
-        monkeypatch.setattr(checkpoint, "snapshot_download", lambda name, **_: asked.append(name) or snapshot)
+        monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: asked.append(name) or snapshot)
         assert Checkpoint("models--owner--name").folder == snapshot and set(asked) == {"owner/name"}
 
 

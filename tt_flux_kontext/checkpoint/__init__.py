@@ -3,10 +3,8 @@
 import os
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
 from tt_flux_kontext.checkpoint.files import CheckpointError, check_fields, is_folder, names_in, present, read_json
+from tt_flux_kontext.checkpoint.hub import download
 from tt_flux_kontext.checkpoint.tensors import SINGLE_FILE, STEMS, Entry, TensorFiles, is_single_file
 
 __all__ = ["COMPONENTS", "Checkpoint", "CheckpointError", "Entry", "TensorFiles"]
@@ -64,8 +62,8 @@ class Checkpoint:
             repository = str(source)
             if repository.startswith("models--"):
                 repository = repository.removeprefix("models--").replace("--", "/")
-            _refuse_other_families(_download(repository, _CONFIG_FILES))
-            folder = _download(repository, _CONFIG_FILES + _OTHER_FILES + _weight_files(variant))
+            _refuse_other_families(download(repository, _CONFIG_FILES))
+            folder = download(repository, _CONFIG_FILES + _OTHER_FILES + _weight_files(variant))
         self.folder = folder
         _refuse_other_families(folder)
         missing = [name for name in COMPONENTS if not is_folder(folder / name)]
@@ -150,27 +148,3 @@ def _weight_files(variant: str | None) -> list[str]:
     if variant:
         infixes += [f".{variant}", f".{variant}-*-of-*", f"-*-of-*.{variant}"]
     return [f"*/{stem}{infix}.safetensors" for stem in STEMS for infix in infixes]
-
-
-def _download(repository: str, patterns: list[str]) -> Path:
-    """Fetches files of a hub repository (or finds them in the local cache) and returns its folder."""
-    try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"Access to {repository} is gated.\n"
-            f"Accept its licence on the model's page, https://huggingface.co/{repository}, signed in.\n"
-            "Then sign in here, with `hf auth login` or with a token in HF_TOKEN."
-        ) from error
-    except (RepositoryNotFoundError, ValueError) as error:
-        raise CheckpointError(
-            f"'{repository}' is neither a folder here nor a repository that you can read on the Hugging Face hub.\n"
-            "For a folder, check the path. For a repository, check its id (owner/name).\n"
-            "If it is private or gated, sign in with `hf auth login` or with a token in HF_TOKEN."
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"{repository} is not in the local cache and the Hugging Face hub can't be reached: {error}\n"
-            "Check the network, or fetch it elsewhere with `hf download` and copy the folder here.\n"
-            "Then give the folder in place of the id."
-        ) from error

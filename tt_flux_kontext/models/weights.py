@@ -3,14 +3,16 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError, TensorFiles
+from tt_flux_kontext.lora.adapters import UNCHANGED, Changes
 from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.precision import FULL, Precision
-from tt_flux_kontext.weight_cache import Keep, uncached
+from tt_flux_kontext.weight_cache import Changed, Keep, uncached
 
 _TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b": 576}
 
@@ -54,6 +56,7 @@ class Weights:
         tensors: of a component.
         parallel: how the model is split over the device's chips.
         place: False to keep the ledger only, and hand out None: that is how a model is surveyed.
+        changes: of adapters, which are merged into the tensors on their way.
         keep: what each parameter goes through on its way to the device.
         progress: called with the bytes of each parameter, once it is there; their sum is what `survey` says.
 
@@ -67,12 +70,14 @@ class Weights:
         parallel: Parallel,
         *,
         place: bool = True,
+        changes: Changes = UNCHANGED,
         keep: Keep = uncached,
         progress: Callable[[int], object] = lambda size: None,
     ):
         self.tensors = tensors
         self.parallel = parallel
         self.device = parallel.device if place else None
+        self.changes = changes
         self.keep = keep
         self.progress = progress
         self.prefix = ""
@@ -175,7 +180,7 @@ class Weights:
         self._note(name, shape, size)
         if not self.device:
             return None
-        value = _on_host(self._read(name)).float()
+        value = _on_host(self._merged(name)).float()
         self.progress(size)
         return value
 
@@ -212,8 +217,8 @@ class Weights:
         if not self.device:
             return None
 
-        def make() -> "ttnn.Tensor":
-            value = build(*map(self._read, names)).contiguous()
+        def make(read: Callable[[str], torch.Tensor] = self._read) -> "ttnn.Tensor":
+            value = build(*map(read, names)).contiguous()
             layout = ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT
             if value.is_meta and on_device:  # a plan: the place without the values
                 shape = list(value.shape)
@@ -228,9 +233,11 @@ class Weights:
                 mesh_mapper=None if split is None else self.parallel.mapper(self.parallel.tp_axis, split),
             )
 
-        keys = " ".join(dict.fromkeys(self.prefix + name for name in names))
-        what = f"{len(names)} x {list(placed or shape)} {dtype} {'tiles' if tiled else 'rows'} of {keys}"
-        tensor = self.keep(what, make) if on_device else make()
+        keys = list(dict.fromkeys(self.prefix + name for name in names))
+        what = f"{len(names)} x {list(placed or shape)} {dtype} {'tiles' if tiled else 'rows'} of {' '.join(keys)}"
+        by = self.changes.by(keys)
+        changed = Changed(by, partial(make, self._merged)) if by else None
+        tensor = self.keep(what, make, changed) if on_device else uncached(what, make, changed)
         self.progress(len(names) * size)
         return tensor
 
@@ -243,6 +250,10 @@ class Weights:
             file = self.tensors.entries[key].file
             raise CheckpointError(f"{key} in {file} has values that are NaN or infinite. Fetch the file again.")
         return value
+
+    def _merged(self, name: str) -> "torch.Tensor":
+        """The same with what adapters add to it."""
+        return self.changes.merged(self.prefix + name, self._read(name))
 
     def _note(self, name: str, shape: tuple[int, ...], size: int) -> None:
         """Checks a tensor of the files against the shape asked for, and counts its bytes on the device."""
