@@ -86,9 +86,7 @@ class TestVariants:
     @pytest.mark.parametrize("variant", [None, "fp16"])
     def test_only_its_files_are_fetched(self, monkeypatch, copy, variant):
         patterns = []
-        monkeypatch.setattr(
-            hub, "snapshot_download", lambda _, allow_patterns: patterns.append(allow_patterns) or copy
-        )
+        monkeypatch.setattr(hub, "snapshot_download", lambda _, allow_patterns: patterns.append(allow_patterns) or copy)
         if variant:
             make_variant(copy)
         Checkpoint("owner/name", variant)

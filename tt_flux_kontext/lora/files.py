@@ -31,7 +31,7 @@ def read_adapter(
         for key, tensor in source.items():
             if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
                 raise TypeError(f"An adapter's state dict has tensors by name, but {key!r} is {type(tensor).__name__}.")
-        return dict(source), {}, "the state dict"
+        return {key: tensor.detach().cpu().clone() for key, tensor in source.items()}, {}, "the state dict"
     if not isinstance(source, str | Path):
         raise TypeError(f"An adapter is a path, a hub id or a dict of tensors, not {type(source).__name__}.")
     file = _file(source, weight_name)
