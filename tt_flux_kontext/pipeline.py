@@ -1,60 +1,32 @@
 """FLUX.1 Kontext [dev] on a TT-NN device, with the arguments of diffusers' FluxKontextPipeline."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial, wraps
+from collections.abc import Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from loguru import logger
 from tqdm.auto import tqdm
 
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.call import HOST_BYTES_A_PIXEL, Call, noise_shape, read_call
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.checkpoint.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from tt_flux_kontext.edit import Editor, Phase
-from tt_flux_kontext.inputs import (
-    CALLBACK_TENSORS,
-    check_choices,
-    check_finite,
-    check_flags,
-    check_output_type,
-    check_unused,
-    check_whole,
-    generator_input,
-    image_input,
-    levels_input,
-    negative_input,
-    noise_input,
-    text_input,
-)
+from tt_flux_kontext.inputs import CALLBACK_TENSORS, check_output_type, check_whole, image_input, noise_input
 from tt_flux_kontext.lora.loading import LoraLoaderMixin
 from tt_flux_kontext.pictures import check_even, float_tensor, is_latents, prepare
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
-from tt_flux_kontext.request import Edit
 from tt_flux_kontext.residency import EditSize, Models, check_host_memory
 from tt_flux_kontext.resolution import pack_latents, unpack_latents
-from tt_flux_kontext.schedule import load_scheduler, sigma_schedule
+from tt_flux_kontext.schedule import load_scheduler
 from tt_flux_kontext.turns import Turn, finish, one_at_a_time
 
 USUAL_EDIT = EditSize(text_tokens=512, image_tokens=2 * 64 * 64, pixels=1024 * 1024)
-HOST_BYTES_A_PIXEL = 64  # of a result: float32 as decoded, stacked, and on the way to 8 bits
-HOST_BYTES_A_STEP = 100  # of levels, as Python's numbers and in the scheduler's tensors
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call whose arguments are known to be right: what to do, and in what form its result is wanted."""
-
-    edit: Edit
-    guidance_scale: float
-    output_type: str
-    return_dict: bool
 
 
 class FluxKontextPipeline(LoraLoaderMixin):
@@ -101,7 +73,7 @@ class FluxKontextPipeline(LoraLoaderMixin):
         self._editor = Editor(models, self.tokenizer, self.tokenizer_2)
         self._adapters = models.adapters
         self._progress_bar_config = {}
-        self._step_cache: diffusers.MagCacheConfig | None = None
+        self.step_cache: diffusers.MagCacheConfig | None = None
 
     @classmethod
     def from_pretrained(
@@ -146,14 +118,14 @@ class FluxKontextPipeline(LoraLoaderMixin):
         """
         if not isinstance(config, getattr(diffusers, "MagCacheConfig", ())):  # old versions of diffusers have none
             raise TypeError(f"The step cache is diffusers' MagCacheConfig, not {type(config).__name__}.")
-        self._step_cache = config
+        self.step_cache = config
 
     def disable_cache(self) -> None:
-        self._step_cache = None
+        self.step_cache = None
 
     @property
     def is_cache_enabled(self) -> bool:
-        return self._step_cache is not None
+        return self.step_cache is not None
 
     @property
     def mag_ratios(self) -> list[float]:
@@ -164,167 +136,15 @@ class FluxKontextPipeline(LoraLoaderMixin):
         """Of tqdm's bars over the denoising steps and over weights on their way; `disable=True` hides them."""
         self._progress_bar_config = self._editor.models.progress_bar_config = kwargs
 
-    def _call(
-        self,
-        image=None,
-        prompt: str | list[str] | None = None,
-        prompt_2: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        negative_prompt_2: str | list[str] | None = None,
-        true_cfg_scale: float = 1.0,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 28,
-        sigmas: list[float] | None = None,
-        guidance_scale: float = 3.5,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        pooled_prompt_embeds: torch.Tensor | None = None,
-        ip_adapter_image: None = None,
-        ip_adapter_image_embeds: None = None,
-        negative_ip_adapter_image: None = None,
-        negative_ip_adapter_image_embeds: None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_pooled_prompt_embeds: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        joint_attention_kwargs: None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
-        max_sequence_length: int = 512,
-        max_area: int = 1024**2,
-        _auto_resize: bool = True,
-        background: str | tuple[int, int, int] = "white",
-        diffusers_sizes: bool = False,
-    ) -> _Call:
-        """Edits `image` by `prompt`; without an image, makes one.
-
-        A call of the pipeline. `dispatch` is the same as a generator: it yields each phase when it is on its way to the
-        device, waits for it when asked for the next one, and returns what the call returns.
-
-        Args:
-            image: PIL image, numpy array [(B,) H, W, 3] or tensor [(B,) 3, H, W], of floats from 0 to 1 or of uint8, a
-                list of one kind, latents [B, C, h, w], or packed latents of an earlier edit with the `height` and
-                `width` that it had. A picture is turned upright by its EXIF tag and brought to the trained size
-                nearest in aspect ratio.
-            prompt: for both text encoders, or with `prompt_2` for CLIP alone.
-            prompt_2: for T5; empty, it is `prompt`.
-            negative_prompt, negative_prompt_2: what to avoid; used when `true_cfg_scale` is above 1.
-            true_cfg_scale: weight of classifier-free guidance, at the price of a second pass a step.
-            height, width: of the result in pixels. Without both it has the size that the picture is brought to. With
-                one (the other is then 1024) it has that aspect ratio and the area `max_area`, or exactly the trained
-                size that they name; and a picture of another size is brought to the result's, with a warning.
-            num_inference_steps: denoising steps.
-            sigmas: noise levels before the size-dependent shift, in place of even ones.
-            guidance_scale: of the distilled guidance.
-            num_images_per_prompt: results per prompt, from different noise.
-            generator: one, or one per result. The noise is that of diffusers in float32.
-            latents: starting noise, packed [B, tokens, channels], in place of the generator's.
-            prompt_embeds, pooled_prompt_embeds: [B, S, J] and [B, P], in place of `prompt`; the negative ones likewise.
-            output_type: `pil`, `np` [B, H, W, 3], `pt` [B, 3, H, W], or `latent` [B, tokens, channels].
-            return_dict: False for a plain tuple.
-            ip_adapter_image, joint_attention_kwargs and their like: None, as there are no adapters.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; what it
-                returns of `latents` and `prompt_embeds` replaces them, and so do changes of `tensors` in place.
-                `pipeline.interrupt = True` leaves out the steps that follow.
-            callback_on_step_end_tensor_inputs: names of those tensors that it gets.
-            max_sequence_length: T5 tokens, at most 512.
-            max_area: pixels of the result.
-            _auto_resize: False keeps the picture's own size, rounded down to whole tokens, where the result has no
-                other: one of more than `max_area` pixels is brought to that area.
-            background: a colour of PIL's, on which transparent pictures are laid.
-            diffusers_sizes: True for diffusers' exact rule: the result is 1024 x 1024 unless `height` and `width` name
-                another aspect ratio, always of the area `max_area`, and the picture is brought to no other size than
-                its own. Where they differ the model sees the picture shifted and cropped.
-
-        Returns:
-            FluxPipelineOutput with `images`, or a tuple. Seconds by phase are in `timings` afterwards.
-
-        Raises:
-            ValueError, TypeError: an argument can't be used; nothing was run.
-            DoesNotFit: the device or this machine has too little memory; nothing was run.
-            FloatingPointError: the latents became NaN or infinite.
-            RuntimeError: called by its own callback.
-        """
-        # All that is said above is of `__call__` and `dispatch`, which take these arguments.
-        levels = None if sigmas is None else levels_input(sigmas)
-        if levels is None:
-            check_whole(num_inference_steps=num_inference_steps)
-        check_whole(num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length)
-        check_finite(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
-        check_flags(return_dict=return_dict)
-        check_choices(max_sequence_length, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        check_unused(
-            ip_adapter_image=ip_adapter_image,
-            ip_adapter_image_embeds=ip_adapter_image_embeds,
-            negative_ip_adapter_image=negative_ip_adapter_image,
-            negative_ip_adapter_image_embeds=negative_ip_adapter_image_embeds,
-            joint_attention_kwargs=joint_attention_kwargs,
-        )
-        widths = self.transformer_config.joint_attention_dim, self.transformer_config.pooled_projection_dim
-        text = text_input(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, widths)
-        negatives = negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds
-        negative = negative_input(text, true_cfg_scale, *negatives, widths)
-        results = len(text) * num_images_per_prompt
-        generator = generator_input(generator, results)
-        pictures, size, image_size = image_input(
-            image,
-            self.vae_config,
-            height=height,
-            width=width,
-            max_area=max_area,
-            auto_resize=_auto_resize,
-            background=background,
-            diffusers_sizes=diffusers_sizes,
-            results=results,
-        )
-        steps = num_inference_steps if levels is None else len(levels)
-        if self._step_cache and self._step_cache.num_inference_steps != steps:
-            raise ValueError(
-                f"The step cache is for {self._step_cache.num_inference_steps} steps but the edit has {steps}: enable "
-                f"it with MagCacheConfig(num_inference_steps={steps}, ...), or disable it."
-            )
-        check_host_memory(
-            HOST_BYTES_A_PIXEL * results * size[0] * size[1] + HOST_BYTES_A_STEP * steps,
-            f"An edit of {results} x {size[1]} x {size[0]} pixels in {steps} steps",
-        )
-        noise_shape = self._noise_shape(results, size)
-        if latents is not None:
-            latents = noise_input(latents, noise_shape, size)
-        edit = Edit(
-            text=text,
-            negative=negative,
-            size=size,
-            image_size=image_size,
-            sigmas=sigma_schedule(self.scheduler, steps, noise_shape[1], levels),
-            guidance=guidance_scale if self.transformer_config.guidance_embeds else None,
-            true_cfg_scale=true_cfg_scale,
-            images_per_prompt=num_images_per_prompt,
-            max_sequence_length=max_sequence_length,
-            callback=partial(callback_on_step_end, self) if callback_on_step_end else None,
-            callback_tensors=callback_on_step_end_tensor_inputs or (),
-            interrupted=lambda: self._interrupt,
-            decode=output_type != "latent",
-            step_cache=self._step_cache,
-        )
-        self._editor.models.reserve(self._editor.size(edit))  # refuses what is too large before it is made
-        if pictures is not None and not is_latents(pictures, self.vae_config.latent_channels):
-            pictures = prepare(pictures, image_size, self.image_processor)
-        if latents is None:
-            latents = self._noise(noise_shape, size, generator)
-        return _Call(replace(edit, latents=latents, image=pictures), guidance_scale, output_type, return_dict)
-
-    @wraps(_call, assigned=["__doc__"])
+    @wraps(read_call, assigned=["__doc__"])
     def dispatch(self, *args, **kwargs) -> Iterator[Phase]:
-        (result,) = yield from self._run([self._call(*args, **kwargs)])
+        (result,) = yield from self._run([read_call(self, *args, **kwargs)])
         if isinstance(result, Exception):
             raise result
         return result
 
     @one_at_a_time
-    @wraps(_call, assigned=["__doc__"])
+    @wraps(read_call, assigned=["__doc__"])
     def __call__(self, *args, **kwargs) -> FluxPipelineOutput | tuple:
         return finish(self.dispatch(*args, **kwargs))
 
@@ -344,12 +164,12 @@ class FluxKontextPipeline(LoraLoaderMixin):
         results = []
         for arguments in calls:
             try:
-                results.append(self._call(**arguments))
+                results.append(read_call(self, **arguments))
             except Exception as error:
                 results.append(error)
-        asked = [each for each in results if isinstance(each, _Call)]
+        asked = [each for each in results if isinstance(each, Call)]
         made = iter(finish(self._run(asked)) if asked else ())
-        results = [next(made) if isinstance(each, _Call) else each for each in results]
+        results = [next(made) if isinstance(each, Call) else each for each in results]
         for number, result in enumerate(results, 1):
             if isinstance(result, Exception):
                 logger.error(f"Edit {number} of {len(results)} failed: {result}")
@@ -397,7 +217,7 @@ class FluxKontextPipeline(LoraLoaderMixin):
         if latents.ndim == 4:
             check_even(latents, "latents")
             latents = pack_latents(latents)
-        wanted = self._noise_shape(len(latents), (height, width))
+        wanted = noise_shape(self, len(latents), (height, width))
         latents = noise_input(latents, wanted, (height, width))
         self._reserve(len(latents), (height, width))
         pictures = self._editor.decode(latents, (height, width))
@@ -409,7 +229,7 @@ class FluxKontextPipeline(LoraLoaderMixin):
         check_host_memory(HOST_BYTES_A_PIXEL * count * height * width, f"{count} pictures of {width} x {height} pixels")
         self._editor.models.reserve(EditSize(text_tokens=0, image_tokens=0, pixels=height * width, results=count))
 
-    def _run(self, calls: Sequence[_Call]) -> Iterator[Phase]:
+    def _run(self, calls: Sequence[Call]) -> Iterator[Phase]:
         """Yields each phase when it is on its way, then waits for it. Returns the results, or their exceptions.
 
         Shows a bar over the steps, and notes the seconds of each phase in `timings`.
@@ -431,26 +251,15 @@ class FluxKontextPipeline(LoraLoaderMixin):
                     bar.update(1 if event.step else 0)
         return [self._output(call, result) for call, result in zip(calls, event, strict=True)]
 
-    def _begin(self, call: _Call) -> None:
+    def _begin(self, call: Call) -> None:
         """What callbacks see is of the edit at work."""
         self.guidance_scale, self.num_timesteps = call.guidance_scale, len(call.edit.sigmas) - 1
         self._interrupt = False
 
-    def _output(self, call: _Call, result: torch.Tensor | Exception):
+    def _output(self, call: Call, result: torch.Tensor | Exception):
         """What the call returns."""
         if isinstance(result, Exception):
             return result
         if call.edit.decode:
             result = self.image_processor.postprocess(result, output_type=call.output_type)
         return FluxPipelineOutput(images=result) if call.return_dict else (result,)
-
-    def _noise_shape(self, results: int, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(results, tokens, channels) of packed latents."""
-        rows, columns = (edge // self.multiple_of for edge in size)
-        return results, rows * columns, self.transformer_config.in_channels
-
-    def _noise(self, packed: tuple[int, int, int], size: tuple[int, int], generator) -> torch.Tensor:
-        """As diffusers draws it: float32, packed."""
-        results, _, channels = packed
-        shape = (results, channels // 4, *(edge // self.vae_scale_factor for edge in size))
-        return pack_latents(randn_tensor(shape, generator=generator, device=torch.device("cpu")))

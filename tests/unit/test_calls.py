@@ -245,7 +245,7 @@ class TestTooLarge:
         """Where this machine could hold it."""
         monkeypatch.setattr(residency, "host_memory", lambda: (10**18, 10**18))
         for made in ("randn_tensor", "prepare"):
-            monkeypatch.setattr(f"tt_flux_kontext.pipeline.{made}", lambda *args, **kwargs: pytest.fail("was made"))
+            monkeypatch.setattr(f"tt_flux_kontext.call.{made}", lambda *args, **kwargs: pytest.fail("was made"))
         with pytest.raises(DoesNotFit, match="DRAM in bf16"):
             run(pipe, num_images_per_prompt=10**9, image=picture(64, 64))
 

@@ -1,0 +1,210 @@
+"""A call of the pipeline: its arguments checked, and what they ask for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from tt_flux_kontext.inputs import (
+    check_choices,
+    check_finite,
+    check_flags,
+    check_unused,
+    check_whole,
+    generator_input,
+    image_input,
+    levels_input,
+    negative_input,
+    noise_input,
+    text_input,
+)
+from tt_flux_kontext.pictures import is_latents, prepare
+from tt_flux_kontext.request import Edit
+from tt_flux_kontext.residency import check_host_memory
+from tt_flux_kontext.resolution import pack_latents
+from tt_flux_kontext.schedule import sigma_schedule
+
+if TYPE_CHECKING:
+    from tt_flux_kontext.pipeline import FluxKontextPipeline
+
+HOST_BYTES_A_PIXEL = 64  # of a result: float32 as decoded, stacked, and on the way to 8 bits
+HOST_BYTES_A_STEP = 100  # of levels, as Python's numbers and in the scheduler's tensors
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call whose arguments are known to be right: what to do, and in what form its result is wanted."""
+
+    edit: Edit
+    guidance_scale: float
+    output_type: str
+    return_dict: bool
+
+
+def read_call(
+    pipe: "FluxKontextPipeline",
+    image=None,
+    prompt: str | list[str] | None = None,
+    prompt_2: str | list[str] | None = None,
+    negative_prompt: str | list[str] | None = None,
+    negative_prompt_2: str | list[str] | None = None,
+    true_cfg_scale: float = 1.0,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int = 28,
+    sigmas: list[float] | None = None,
+    guidance_scale: float = 3.5,
+    num_images_per_prompt: int = 1,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    latents: torch.Tensor | None = None,
+    prompt_embeds: torch.Tensor | None = None,
+    pooled_prompt_embeds: torch.Tensor | None = None,
+    ip_adapter_image: None = None,
+    ip_adapter_image_embeds: None = None,
+    negative_ip_adapter_image: None = None,
+    negative_ip_adapter_image_embeds: None = None,
+    negative_prompt_embeds: torch.Tensor | None = None,
+    negative_pooled_prompt_embeds: torch.Tensor | None = None,
+    output_type: str = "pil",
+    return_dict: bool = True,
+    joint_attention_kwargs: None = None,
+    callback_on_step_end: Callable | None = None,
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
+    max_sequence_length: int = 512,
+    max_area: int = 1024**2,
+    _auto_resize: bool = True,
+    background: str | tuple[int, int, int] = "white",
+    diffusers_sizes: bool = False,
+) -> Call:
+    """Edits `image` by `prompt`; without an image, makes one.
+
+    A call of the pipeline. `dispatch` is the same as a generator: it yields each phase when it is on its way to the
+    device, waits for it when asked for the next one, and returns what the call returns.
+
+    Args:
+        image: PIL image, numpy array [(B,) H, W, 3] or tensor [(B,) 3, H, W], of floats from 0 to 1 or of uint8, a
+            list of one kind, latents [B, C, h, w], or packed latents of an earlier edit with the `height` and
+            `width` that it had. A picture is turned upright by its EXIF tag and brought to the trained size
+            nearest in aspect ratio.
+        prompt: for both text encoders, or with `prompt_2` for CLIP alone.
+        prompt_2: for T5; empty, it is `prompt`.
+        negative_prompt, negative_prompt_2: what to avoid; used when `true_cfg_scale` is above 1.
+        true_cfg_scale: weight of classifier-free guidance, at the price of a second pass a step.
+        height, width: of the result in pixels. Without both it has the size that the picture is brought to. With
+            one (the other is then 1024) it has that aspect ratio and the area `max_area`, or exactly the trained
+            size that they name; and a picture of another size is brought to the result's, with a warning.
+        num_inference_steps: denoising steps.
+        sigmas: noise levels before the size-dependent shift, in place of even ones.
+        guidance_scale: of the distilled guidance.
+        num_images_per_prompt: results per prompt, from different noise.
+        generator: one, or one per result. The noise is that of diffusers in float32.
+        latents: starting noise, packed [B, tokens, channels], in place of the generator's.
+        prompt_embeds, pooled_prompt_embeds: [B, S, J] and [B, P], in place of `prompt`; the negative ones likewise.
+        output_type: `pil`, `np` [B, H, W, 3], `pt` [B, 3, H, W], or `latent` [B, tokens, channels].
+        return_dict: False for a plain tuple.
+        ip_adapter_image, joint_attention_kwargs and their like: None, as there are no adapters.
+        callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; what it
+            returns of `latents` and `prompt_embeds` replaces them, and so do changes of `tensors` in place.
+            `pipeline.interrupt = True` leaves out the steps that follow.
+        callback_on_step_end_tensor_inputs: names of those tensors that it gets.
+        max_sequence_length: T5 tokens, at most 512.
+        max_area: pixels of the result.
+        _auto_resize: False keeps the picture's own size, rounded down to whole tokens, where the result has no
+            other: one of more than `max_area` pixels is brought to that area.
+        background: a colour of PIL's, on which transparent pictures are laid.
+        diffusers_sizes: True for diffusers' exact rule: the result is 1024 x 1024 unless `height` and `width` name
+            another aspect ratio, always of the area `max_area`, and the picture is brought to no other size than
+            its own. Where they differ the model sees the picture shifted and cropped.
+
+    Returns:
+        FluxPipelineOutput with `images`, or a tuple. Seconds by phase are in `timings` afterwards.
+
+    Raises:
+        ValueError, TypeError: an argument can't be used; nothing was run.
+        DoesNotFit: the device or this machine has too little memory; nothing was run.
+        FloatingPointError: the latents became NaN or infinite.
+        RuntimeError: called by its own callback.
+    """
+    # All that is said above is of the pipeline's `__call__` and `dispatch`, which take these arguments.
+    levels = None if sigmas is None else levels_input(sigmas)
+    if levels is None:
+        check_whole(num_inference_steps=num_inference_steps)
+    check_whole(num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length)
+    check_finite(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
+    check_flags(return_dict=return_dict)
+    check_choices(max_sequence_length, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
+    check_unused(
+        ip_adapter_image=ip_adapter_image,
+        ip_adapter_image_embeds=ip_adapter_image_embeds,
+        negative_ip_adapter_image=negative_ip_adapter_image,
+        negative_ip_adapter_image_embeds=negative_ip_adapter_image_embeds,
+        joint_attention_kwargs=joint_attention_kwargs,
+    )
+    widths = pipe.transformer_config.joint_attention_dim, pipe.transformer_config.pooled_projection_dim
+    text = text_input(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, widths)
+    negatives = negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds
+    negative = negative_input(text, true_cfg_scale, *negatives, widths)
+    results = len(text) * num_images_per_prompt
+    generator = generator_input(generator, results)
+    pictures, size, image_size = image_input(
+        image,
+        pipe.vae_config,
+        height=height,
+        width=width,
+        max_area=max_area,
+        auto_resize=_auto_resize,
+        background=background,
+        diffusers_sizes=diffusers_sizes,
+        results=results,
+    )
+    steps = num_inference_steps if levels is None else len(levels)
+    if pipe.step_cache and pipe.step_cache.num_inference_steps != steps:
+        raise ValueError(
+            f"The step cache is for {pipe.step_cache.num_inference_steps} steps but the edit has {steps}: enable "
+            f"it with MagCacheConfig(num_inference_steps={steps}, ...), or disable it."
+        )
+    check_host_memory(
+        HOST_BYTES_A_PIXEL * results * size[0] * size[1] + HOST_BYTES_A_STEP * steps,
+        f"An edit of {results} x {size[1]} x {size[0]} pixels in {steps} steps",
+    )
+    shape = noise_shape(pipe, results, size)
+    if latents is not None:
+        latents = noise_input(latents, shape, size)
+    edit = Edit(
+        text=text,
+        negative=negative,
+        size=size,
+        image_size=image_size,
+        sigmas=sigma_schedule(pipe.scheduler, steps, shape[1], levels),
+        guidance=guidance_scale if pipe.transformer_config.guidance_embeds else None,
+        true_cfg_scale=true_cfg_scale,
+        images_per_prompt=num_images_per_prompt,
+        max_sequence_length=max_sequence_length,
+        callback=partial(callback_on_step_end, pipe) if callback_on_step_end else None,
+        callback_tensors=callback_on_step_end_tensor_inputs or (),
+        interrupted=lambda: pipe.interrupt,
+        decode=output_type != "latent",
+        step_cache=pipe.step_cache,
+    )
+    pipe._editor.models.reserve(pipe._editor.size(edit))  # refuses what is too large before it is made
+    if pictures is not None and not is_latents(pictures, pipe.vae_config.latent_channels):
+        pictures = prepare(pictures, image_size, pipe.image_processor)
+    if latents is None:
+        latents = _noise(pipe, shape, size, generator)
+    return Call(replace(edit, latents=latents, image=pictures), guidance_scale, output_type, return_dict)
+
+
+def noise_shape(pipe: "FluxKontextPipeline", results: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """(results, tokens, channels) of packed latents."""
+    rows, columns = (edge // pipe.multiple_of for edge in size)
+    return results, rows * columns, pipe.transformer_config.in_channels
+
+
+def _noise(pipe: "FluxKontextPipeline", packed: tuple[int, int, int], size: tuple[int, int], generator) -> torch.Tensor:
+    """As diffusers draws it: float32, packed."""
+    results, _, channels = packed
+    shape = (results, channels // 4, *(edge // pipe.vae_scale_factor for edge in size))
+    return pack_latents(randn_tensor(shape, generator=generator, device=torch.device("cpu")))
