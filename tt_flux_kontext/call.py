@@ -17,6 +17,7 @@ from tt_flux_kontext.inputs import (
     generator_input,
     image_input,
     levels_input,
+    lora_scale_input,
     negative_input,
     noise_input,
     text_input,
@@ -70,7 +71,7 @@ def read_call(
     negative_pooled_prompt_embeds: torch.Tensor | None = None,
     output_type: str = "pil",
     return_dict: bool = True,
-    joint_attention_kwargs: None = None,
+    joint_attention_kwargs: dict | None = None,
     callback_on_step_end: Callable | None = None,
     callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
     max_sequence_length: int = 512,
@@ -105,7 +106,8 @@ def read_call(
         prompt_embeds, pooled_prompt_embeds: [B, S, J] and [B, P], in place of `prompt`; the negative ones likewise.
         output_type: `pil`, `np` [B, H, W, 3], `pt` [B, 3, H, W], or `latent` [B, tokens, channels].
         return_dict: False for a plain tuple.
-        ip_adapter_image, joint_attention_kwargs and their like: None, as there are no adapters.
+        ip_adapter_image and its like: None, as there are no image adapters.
+        joint_attention_kwargs: {"scale": s} for s times the weights of the adapters at work.
         callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step; what it
             returns of `latents` and `prompt_embeds` replaces them, and so do changes of `tensors` in place.
             `pipeline.interrupt = True` leaves out the steps that follow.
@@ -141,8 +143,8 @@ def read_call(
         ip_adapter_image_embeds=ip_adapter_image_embeds,
         negative_ip_adapter_image=negative_ip_adapter_image,
         negative_ip_adapter_image_embeds=negative_ip_adapter_image_embeds,
-        joint_attention_kwargs=joint_attention_kwargs,
     )
+    lora_scale = lora_scale_input(joint_attention_kwargs, pipe.get_active_adapters())
     widths = pipe.transformer_config.joint_attention_dim, pipe.transformer_config.pooled_projection_dim
     text = text_input(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, widths)
     negatives = negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds
@@ -188,6 +190,7 @@ def read_call(
         interrupted=lambda: pipe.interrupt,
         decode=output_type != "latent",
         step_cache=pipe.step_cache,
+        lora_scale=lora_scale,
     )
     pipe._editor.models.reserve(pipe._editor.size(edit))  # refuses what is too large before it is made
     if pictures is not None and not is_latents(pictures, pipe.vae_config.latent_channels):

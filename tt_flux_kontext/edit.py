@@ -71,6 +71,7 @@ class Editor:
         at_work = {i: self._phases(edit, alone=len(edits) == 1) for i, edit in enumerate(edits)}
         while at_work:
             for i, phases in list(at_work.items()):
+                self.models.lora_scale = edits[i].lora_scale
                 try:
                     while phase := next(phases):
                         yield replace(phase, edit=i)

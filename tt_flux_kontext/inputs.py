@@ -139,6 +139,22 @@ def check_unused(**values) -> None:
             raise ValueError(f"`{name}` is not supported: it has to be None.")
 
 
+def lora_scale_input(joint_attention_kwargs, adapters: Sequence[str]) -> float:
+    """The scale of adapters in a call. Raises `TypeError` or `ValueError` for other entries of those arguments."""
+    if joint_attention_kwargs is None:
+        return 1.0
+    if not isinstance(joint_attention_kwargs, dict):
+        raise TypeError(f"`joint_attention_kwargs` has to be a dict but is {joint_attention_kwargs!r}.")
+    others = [name for name in joint_attention_kwargs if name != "scale"]
+    if others:
+        raise ValueError(f"`joint_attention_kwargs` can have `scale`, of adapters, but it has {others}.")
+    scale = joint_attention_kwargs.get("scale", 1.0)
+    check_finite(scale=scale)
+    if scale != 1 and not adapters:
+        logger.warning("`joint_attention_kwargs` has no effect: no adapter is at work.")
+    return float(scale)
+
+
 def check_flags(**values) -> None:
     """Raises `TypeError` for the first that is neither True nor False, nor 1 or 0."""
     for name, value in values.items():

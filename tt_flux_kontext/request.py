@@ -33,6 +33,7 @@ class Edit:
         interrupted: asked before each step whether to leave out this one and all others.
         decode: whether pictures are wanted; else the packed latents are.
         step_cache: of as many steps; None for the blocks in each of them.
+        lora_scale: of the weights of adapters that are not fused.
         latents: starting noise, float32 [results, N, C]; results of one prompt stand together.
         image: pictures [B, 3, H, W] from -1 to 1 or latents [B, C, h, w]; result i is made from number i modulo B.
     """
@@ -51,6 +52,7 @@ class Edit:
     interrupted: Callable[[], bool] = lambda: False
     decode: bool = True
     step_cache: "diffusers.MagCacheConfig | None" = None
+    lora_scale: float = 1.0
     latents: torch.Tensor | None = None  # these two when all else is known to fit
     image: torch.Tensor | None = None
 

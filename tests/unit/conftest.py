@@ -13,3 +13,12 @@ def warned() -> Iterator[list[str]]:
     sink = logger.add(lambda message: messages.append(message.record["message"]), level="WARNING")
     yield messages
     logger.remove(sink)
+
+
+@pytest.fixture
+def reported() -> Iterator[list[str]]:
+    """All messages of the log."""
+    messages = []
+    sink = logger.add(lambda message: messages.append(message.record["message"]))
+    yield messages
+    logger.remove(sink)

@@ -123,7 +123,6 @@ def pipe(tiny_checkpoint, mesh_device):
         ({"prompt": "a", "generator": [7]}, "`generator` has to be a torch.Generator"),
         ({"prompt": "a", "callback_on_step_end": 7}, "`callback_on_step_end` has to be a function but is int"),
         ({"prompt": "a", "ip_adapter_image": Image.new("RGB", (8, 8))}, "`ip_adapter_image` is not supported"),
-        ({"prompt": "a", "joint_attention_kwargs": {"scale": 0.5}}, "`joint_attention_kwargs` is not supported"),
     ],
 )
 def test_refused(pipe, mesh_device, arguments, match):

@@ -36,7 +36,9 @@ def test_results_are_those_of_single_edits(pipe, monkeypatch):
     leave_no_room(monkeypatch)
     loaded = []
     load = residency.Models._load
-    monkeypatch.setattr(residency.Models, "_load", lambda models, name: [loaded.append(name), load(models, name)][1])
+    monkeypatch.setattr(
+        residency.Models, "_load", lambda models, name, *how: [loaded.append(name), load(models, name, *how)][1]
+    )
     together = pipe.edits(calls())
     assert loaded == MODELS
     single = [pipe(**call) for call in calls()]
