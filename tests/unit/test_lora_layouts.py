@@ -38,7 +38,7 @@ def deltas(state, entries, metadata=None) -> dict[str, torch.Tensor]:
     """Of the transformer, by tensor."""
     layout = read(state, entries, metadata)
     assert not layout.unmatched
-    return {key: change.delta() for key, change in layout.changes["transformer"].items()}
+    return {key: change.added_to(torch.zeros(()), 1.0) for key, change in layout.changes["transformer"].items()}
 
 
 def probed(changes) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ class Changes:
         """The tensor with all that is added to it, in float32, or as it is where nothing is."""
         for _, changes, factor in self._adapters:
             if key in changes and not tensor.is_meta:
-                tensor = tensor.float() + factor * changes[key].delta()
+                tensor = changes[key].added_to(tensor, factor)
         return tensor
 
 

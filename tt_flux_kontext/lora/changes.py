@@ -83,6 +83,6 @@ class Change:
         rows, *rest = self.added.shape
         return rows // self.source.of * len(self.source.parts), *rest
 
-    def delta(self) -> torch.Tensor:
-        """float32."""
-        return self.scale * self.added.rows(self.source)
+    def added_to(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
+        """The tensor with `factor` times the change, float32."""
+        return (factor * self.scale * self.added.rows(self.source)).add_(tensor)

@@ -171,7 +171,7 @@ def _refuse(tensors: Mapping[str, torch.Tensor], metadata: Metadata | None, what
     if metadata and metadata.dora:
         raise ValueError(f"{what} is DoRA (use_dora in {LORA_ADAPTER_METADATA_KEY}); such are not supported.")
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
             raise ValueError(f"{what}: {key} has values that are NaN or infinite. Fetch the file again.")
 
 
