@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from tt_flux_kontext.inputs import (
     check_choices,
+    check_colour,
     check_finite,
     check_flags,
     check_unused,
@@ -22,11 +23,13 @@ from tt_flux_kontext.inputs import (
     noise_input,
     text_input,
 )
+from tt_flux_kontext.masks import Paste, check_masked, masked_input, to_rows
 from tt_flux_kontext.pictures import is_latents, prepare
-from tt_flux_kontext.request import Edit
+from tt_flux_kontext.references import check_method, reference_inputs
+from tt_flux_kontext.request import Edit, Mask
 from tt_flux_kontext.residency import check_host_memory
 from tt_flux_kontext.resolution import pack_latents
-from tt_flux_kontext.schedule import sigma_schedule
+from tt_flux_kontext.schedule import first_step, sigma_schedule
 
 if TYPE_CHECKING:
     from tt_flux_kontext.pipeline import FluxKontextPipeline
@@ -43,6 +46,7 @@ class Call:
     guidance_scale: float
     output_type: str
     return_dict: bool
+    paste: Paste | None
 
 
 def read_call(
@@ -79,6 +83,13 @@ def read_call(
     _auto_resize: bool = True,
     background: str | tuple[int, int, int] = "white",
     diffusers_sizes: bool = False,
+    mask_image=None,
+    strength: float = 1.0,
+    padding_mask_crop: int | None = None,
+    image_reference=None,
+    paste: bool = True,
+    reference_images: Sequence | None = None,
+    reference_method: str = "offset",
 ) -> Call:
     """Edits `image` by `prompt`; without an image, makes one.
 
@@ -102,7 +113,8 @@ def read_call(
         guidance_scale: of the distilled guidance.
         num_images_per_prompt: results per prompt, from different noise.
         generator: one, or one per result. The noise is that of diffusers in float32.
-        latents: starting noise, packed [B, tokens, channels], in place of the generator's.
+        latents: starting noise, packed [B, tokens, 4 C] or [B, C, h, w], in place of the generator's. With a mask it
+            is the start at any `strength`.
         prompt_embeds, pooled_prompt_embeds: [B, S, J] and [B, P], in place of `prompt`; the negative ones likewise.
         output_type: `pil`, `np` [B, H, W, 3], `pt` [B, 3, H, W], or `latent` [B, tokens, channels].
         return_dict: False for a plain tuple.
@@ -120,6 +132,20 @@ def read_call(
         diffusers_sizes: True for diffusers' exact rule: the result is 1024 x 1024 unless `height` and `width` name
             another aspect ratio, always of the area `max_area`, and the picture is brought to no other size than
             its own. Where they differ the model sees the picture shifted and cropped.
+        mask_image: white where the picture is painted anew, black where it stays, of any kind and size of pictures; one
+            for all, or one per picture. Its edge is on a grid of 8 pixels for the model. The result has the picture's
+            size.
+        strength: of a masked edit, from 0 to 1: below 1 it begins with the picture under some noise, and leaves out
+            the steps before.
+        padding_mask_crop: edits only the part of the picture around the mask, with as many pixels on each side, at a
+            size of its own, and returns the whole picture at the size that it came in. PIL images only.
+        image_reference: pictures or latents for the model to look at in a masked edit, in place of `image`.
+        paste: False leaves the pixels outside a mask as the VAE gives them back, and with `padding_mask_crop` returns
+            the part alone. Where `image` is latents there are no pixels to keep, and none in results that are.
+        reference_images: a list of more pictures for the model to look at beside `image`, each of any kind or latents
+            [1, C, h, w]. They are brought to their own trained size, and all results share them.
+        reference_method: how the model sees several: `offset` side by side, without overlap, `index` one behind the
+            other, or `stitch` as one picture with all of them in a row. Kontext was trained on one.
 
     Returns:
         FluxPipelineOutput with `images`, or a tuple. Seconds by phase are in `timings` afterwards.
@@ -137,6 +163,8 @@ def read_call(
     check_whole(num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length)
     check_finite(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
     check_flags(return_dict=return_dict)
+    check_colour(background)
+    check_method(reference_method)
     check_choices(max_sequence_length, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
     check_unused(
         ip_adapter_image=ip_adapter_image,
@@ -151,9 +179,11 @@ def read_call(
     negative = negative_input(text, true_cfg_scale, *negatives, widths)
     results = len(text) * num_images_per_prompt
     generator = generator_input(generator, results)
+    check_masked(image, mask_image, strength, image_reference, padding_mask_crop, paste, output_type)
+    vae = pipe.vae_config
     pictures, size, image_size = image_input(
         image,
-        pipe.vae_config,
+        vae,
         height=height,
         width=width,
         max_area=max_area,
@@ -163,10 +193,11 @@ def read_call(
         results=results,
     )
     steps = num_inference_steps if levels is None else len(levels)
-    if pipe.step_cache and pipe.step_cache.num_inference_steps != steps:
+    first = first_step(steps, strength)
+    if pipe.step_cache and pipe.step_cache.num_inference_steps != steps - first:
         raise ValueError(
-            f"The step cache is for {pipe.step_cache.num_inference_steps} steps but the edit has {steps}: enable "
-            f"it with MagCacheConfig(num_inference_steps={steps}, ...), or disable it."
+            f"The step cache is for {pipe.step_cache.num_inference_steps} steps but the edit has {steps - first}: "
+            f"enable it with MagCacheConfig(num_inference_steps={steps - first}, ...), or disable it."
         )
     check_host_memory(
         HOST_BYTES_A_PIXEL * results * size[0] * size[1] + HOST_BYTES_A_STEP * steps,
@@ -175,12 +206,23 @@ def read_call(
     shape = noise_shape(pipe, results, size)
     if latents is not None:
         latents = noise_input(latents, shape, size)
+    image = None if pictures is None else (pictures, image_size)
+    painted = pasted = mask = None
+    if mask_image is not None:
+        keeps = paste and output_type != "latent"
+        image, painted, pasted = masked_input(image, mask_image, size, padding_mask_crop, keeps, vae)
+    rule = vae, _auto_resize, background, results
+    sized = reference_inputs(image, image_reference, reference_images, reference_method, *rule)
+    if painted is not None:
+        rows = to_rows(painted, vae.scale_factor, vae.latent_channels, results)
+        mask = Mask(rows, seen=sized[0] is image, mixed=latents is None)
+        sized = sized if mask.seen else [image, *sized]
     edit = Edit(
         text=text,
         negative=negative,
         size=size,
-        image_size=image_size,
-        sigmas=sigma_schedule(pipe.scheduler, steps, shape[1], levels),
+        picture_sizes=[size for _, size in sized],
+        sigmas=sigma_schedule(pipe.scheduler, steps, shape[1], levels)[first:],
         guidance=guidance_scale if pipe.transformer_config.guidance_embeds else None,
         true_cfg_scale=true_cfg_scale,
         images_per_prompt=num_images_per_prompt,
@@ -191,13 +233,18 @@ def read_call(
         decode=output_type != "latent",
         step_cache=pipe.step_cache,
         lora_scale=lora_scale,
+        reference_method=reference_method,
+        mask=mask,
     )
     pipe._editor.models.reserve(pipe._editor.size(edit))  # refuses what is too large before it is made
-    if pictures is not None and not is_latents(pictures, pipe.vae_config.latent_channels):
-        pictures = prepare(pictures, image_size, pipe.image_processor)
     if latents is None:
         latents = _noise(pipe, shape, size, generator)
-    return Call(replace(edit, latents=latents, image=pictures), guidance_scale, output_type, return_dict)
+    pictures = [
+        pictures if is_latents(pictures, vae.latent_channels) else prepare(pictures, size, pipe.image_processor)
+        for pictures, size in sized
+    ]
+    edit = replace(edit, latents=latents, pictures=pictures)
+    return Call(edit, guidance_scale, output_type, return_dict, pasted)
 
 
 def noise_shape(pipe: "FluxKontextPipeline", results: int, size: tuple[int, int]) -> tuple[int, int, int]:

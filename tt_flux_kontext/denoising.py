@@ -12,6 +12,7 @@ from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.models.modulation import ModulationTable
 from tt_flux_kontext.models.transformer import Positions, Transformer
 from tt_flux_kontext.models.weights import upload, write
+from tt_flux_kontext.request import Edit
 from tt_flux_kontext.trace import Traced
 
 
@@ -30,27 +31,70 @@ class Condition:
     table: ModulationTable | None = None
 
 
+class Kept:
+    """What results keep outside a mask: a picture, mixed with their own noise to the level that they have.
+
+    Args:
+        mask: [M, N, C] of packed latents, 0 where the picture is kept, else 1; result i has number i modulo M.
+        pictures, noise: [results, N, C].
+        below: rows of references.
+    """
+
+    def __init__(self, mask: torch.Tensor, pictures: torch.Tensor, noise: torch.Tensor, below: int, parallel: Parallel):
+        self._level = upload(torch.zeros(1, 1, 1, 1), parallel.device, ttnn.float32)
+
+        def scatter(rows: torch.Tensor, value: float) -> "ttnn.Tensor":
+            return parallel.scatter(torch.nn.functional.pad(rows, (0, 0, 0, below), value=value), ttnn.float32)
+
+        masks = [scatter(rows, 1) for rows in mask]
+        self._masks, self._pictures, self._noise = [], [], []
+        for i, (picture, x) in enumerate(zip(pictures, noise, strict=True)):
+            outside = 1 - mask[i % len(mask)]
+            self._masks.append(masks[i % len(masks)])
+            self._pictures.append(scatter(outside * picture, 0))
+            self._noise.append(scatter(outside * (x - picture), 0))
+
+    def at_level(self, level: float) -> None:
+        """Of the noise in what is kept from now on."""
+        write(torch.full((1, 1, 1, 1), level), self._level)
+
+    def put_back(self, i: int, rows: "ttnn.Tensor", scratch: "ttnn.Tensor") -> None:
+        """Into the rows of result i. `scratch` is of their shape and format."""
+        ttnn.multiply(self._noise[i], self._level, output_tensor=scratch)
+        ttnn.add(scratch, self._pictures[i], output_tensor=scratch)
+        ttnn.multiply(rows, self._masks[i], output_tensor=rows)
+        ttnn.add(rows, scratch, output_tensor=rows)
+
+
 class Images:
-    """The image rows of all results on the device, float32: noise, reference and padding together; the noise moves.
+    """The image rows of all results on the device, float32: noise, references and padding together; the noise moves.
 
     Args:
         noise: [results, N, C].
-        references: [R, C] each, of result i number i modulo their number; may be none.
+        references: of each the pictures [R, C], of result i number i modulo their number; may be none.
+        kept: of a masked edit.
 
     Attributes:
-        tokens, all_tokens: of the noise, and of noise and reference together.
+        tokens, all_tokens: of the noise, and of noise and references together.
         moving: a column of 1 for the noise, 0 for other rows.
         at_work: the result that the transformer gets, in bfloat16.
         move: what will be added to it.
     """
 
-    def __init__(self, noise: torch.Tensor, references: list[torch.Tensor], parallel: Parallel):
+    def __init__(
+        self,
+        noise: torch.Tensor,
+        references: Sequence[Sequence[torch.Tensor]],
+        parallel: Parallel,
+        kept: Kept | None = None,
+    ):
         self.parallel = parallel
         self.references = references
+        self.kept = kept
         self.tokens = noise.shape[1]
         self.rows = [parallel.scatter(x, ttnn.float32) for x in self._with_references(noise)]
         moving = torch.ones(self.tokens, 1)
-        below = len(references[0]) if references else 0
+        below = sum(len(pictures[0]) for pictures in references)
         self.all_tokens = self.tokens + below
         self.moving = parallel.scatter(torch.nn.functional.pad(moving, (0, 0, 0, below)), ttnn.float32)
         self.at_work, self.move = (
@@ -63,21 +107,36 @@ class Images:
             self.parallel.write(x, rows)
 
     def _with_references(self, noise: torch.Tensor) -> list[torch.Tensor]:
-        if not self.references:
-            return list(noise)
-        return [torch.cat([x, self.references[i % len(self.references)]]) for i, x in enumerate(noise)]
+        return [
+            torch.cat([x, *(pictures[i % len(pictures)] for pictures in self.references)]) for i, x in enumerate(noise)
+        ]
 
     def begin(self, i: int) -> None:
         """Takes a result to work."""
         ttnn.typecast(self.rows[i], ttnn.bfloat16, output_tensor=self.at_work)
 
     def end(self, i: int) -> None:
-        """Adds its move."""
+        """Adds its move, and puts back what it keeps."""
         ttnn.add(self.rows[i], self.move, output_tensor=self.rows[i])
+        if self.kept:
+            self.kept.put_back(i, self.rows[i], self.move)
 
     def noise(self) -> torch.Tensor:
         """float32 [results, N, C]."""
         return torch.stack([self.parallel.gather(rows)[: self.tokens] for rows in self.rows])
+
+
+def images_of(edit: Edit, pictures: list[list[torch.Tensor]], parallel: Parallel) -> Images:
+    """An edit's on the device. `pictures`: of each of the edit's, packed latents [N, C] by batch."""
+    references = pictures[edit.references]
+    if not edit.mask:
+        return Images(edit.latents, references, parallel)
+    noise = edit.latents
+    picture = torch.stack([pictures[0][i % len(pictures[0])] for i in range(edit.results)])
+    below = sum(len(reference[0]) for reference in references)
+    kept = Kept(edit.mask.rows, picture, noise, below, parallel)
+    level = edit.sigmas[0] if edit.mask.mixed else 1.0
+    return Images(level * noise + (1 - level) * picture, references, parallel, kept)
 
 
 class Denoiser:
@@ -117,12 +176,14 @@ class Denoiser:
         if added:  # now, so that no program is put later where a trace keeps what it makes
             self._predict_without_blocks(0)
 
-    def step(self, index: int, interval: float, full: bool = True) -> None:
-        """To a noise level `interval` higher, which is negative.
+    def step(self, index: int, level: float, next_level: float, full: bool = True) -> None:
+        """From a noise level to the next.
 
         `index`: of the step in the tables; `full`: whether the transformer's blocks run.
         """
-        write(torch.full((1, 1, 1, 1), interval), self.interval)
+        write(torch.full((1, 1, 1, 1), next_level - level), self.interval)
+        if self.images.kept:
+            self.images.kept.at_level(next_level)
         for condition in chain(*self.prompts):
             condition.table.choose(index)
         for i, predict in enumerate(self.predictions):

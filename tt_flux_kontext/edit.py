@@ -10,13 +10,13 @@ import torch
 from loguru import logger
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.denoising import Condition, Denoiser, Images
+from tt_flux_kontext.denoising import Condition, Denoiser, Images, images_of
 from tt_flux_kontext.models.transformer import Positions
 from tt_flux_kontext.models.vae import to_picture, to_tokens
 from tt_flux_kontext.models.weights import download, upload
 from tt_flux_kontext.request import Edit
 from tt_flux_kontext.residency import EditSize, Models
-from tt_flux_kontext.resolution import image_ids, pack_latents
+from tt_flux_kontext.resolution import image_ids, pack_latents, reference_ids
 from tt_flux_kontext.step_cache import StepCache
 from tt_flux_kontext.turns import finish
 
@@ -90,10 +90,10 @@ class Editor:
         yield
         contexts = yield from self._encode_t5(edit)
         yield
-        references = yield from self._encode_image(edit.image)
+        pictures = yield from self._encode_images(edit.pictures)
         yield
         try:
-            result = yield from self._denoise(edit, contexts, pooled, references, alone)
+            result = yield from self._denoise(edit, contexts, pooled, pictures, alone)
         finally:
             self.models.parallel["transformer"].mesh.free_buffers()
         if not result.isfinite().all():
@@ -108,7 +108,8 @@ class Editor:
 
         For this and for `decode` the models have to `reserve` what they need before.
         """
-        return torch.stack(finish(self._encode_image(image)))
+        (latents,) = finish(self._encode_images([image]))
+        return torch.stack(latents)
 
     def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Packed latents [B, tokens, 4 C] to pictures of `size` (height, width), float32 [B, 3, H, W] from -1 to 1."""
@@ -119,15 +120,16 @@ class Editor:
         text_tokens = max(
             edit.max_sequence_length if text.embeds is None else text.embeds.shape[1] for text in edit.texts
         )
-        token = 2 * self.models.vae_config.scale_factor  # pixels along an edge
+        noise, references = self._grids(edit)
         return EditSize(
             text_tokens=text_tokens,
-            image_tokens=sum((height // token) * (width // token) for height, width in edit.sizes),
-            pixels=max(height * width for height, width in edit.sizes),
+            image_tokens=sum(rows * columns for rows, columns in (noise, *references)),
+            pixels=max(height * width for height, width in (edit.size, *edit.picture_sizes)),
             prompts=len(edit.text) * len(edit.texts),
             results=edit.results,
             steps=min(len(edit.sigmas) - 1, TABLE_STEPS),
             kept=edit.results * len(edit.texts) if edit.step_cache else 0,
+            masked=edit.mask is not None,
         )
 
     def _encode_clip(self, edit: Edit) -> Iterator[Phase]:
@@ -156,14 +158,18 @@ class Editor:
         yield Phase("t5")
         return _on_host(contexts)
 
-    def _encode_image(self, image: torch.Tensor | None) -> Iterator[Phase]:
-        """Returns packed reference latents [R, C], one per picture."""
-        latents = image is None or image.shape[1] == self.models.vae_config.latent_channels
-        maps = [] if latents else [self.models["vae encoder"](picture) for picture in image]
+    def _encode_images(self, images: Sequence[torch.Tensor]) -> Iterator[Phase]:
+        """Returns packed latents [R, C] of each, one per picture."""
+        are_latents = [image.shape[1] == self.models.vae_config.latent_channels for image in images]
+        maps = [
+            [] if latents else [self.models["vae encoder"](picture) for picture in image]
+            for image, latents in zip(images, are_latents, strict=True)
+        ]
         yield Phase("vae encoder")
-        if latents:
-            return [] if image is None else list(pack_latents(image).float())
-        return list(map(to_tokens, maps))
+        return [
+            list(pack_latents(image).float()) if latents else list(map(to_tokens, of_image))
+            for image, of_image, latents in zip(images, maps, are_latents, strict=True)
+        ]
 
     def _decode(self, latents: torch.Tensor, size: tuple[int, int]) -> Iterator[Phase]:
         """Returns pictures [B, 3, H, W]."""
@@ -176,7 +182,7 @@ class Editor:
         edit: Edit,
         contexts: list[torch.Tensor],
         pooled: list[torch.Tensor],
-        references: list[torch.Tensor],
+        pictures: list[list[torch.Tensor]],
         alone: bool,
     ) -> Iterator[Phase | None]:
         """All steps, TABLE_STEPS at a time, for which the modulation is on the device first.
@@ -193,7 +199,7 @@ class Editor:
             yield
             for condition in conditions:
                 condition.table = condition.table.moved(partial(ttnn.to_device, device=self.device))
-        images = Images(edit.latents, references, parallel)
+        images = images_of(edit, pictures, parallel)
         cache, added, full = None, (), [True] * steps
         if edit.step_cache:
             cache = StepCache(edit.step_cache, images, len(edit.texts), self.models.transformer_config.inner_dim)
@@ -204,7 +210,9 @@ class Editor:
                 yield from self._modulate(edit, conditions, first)
             transformer = self.models["transformer"]
             lengths = {len(condition.context) for condition in conditions}
-            ids, config = self._image_ids(edit), self.models.transformer_config
+            noise, references = self._grids(edit)
+            ids = torch.cat([image_ids(*noise, 0), reference_ids(references, edit.reference_method)])
+            config = self.models.transformer_config
             positions = {length: Positions.of(ids, length, config, parallel) for length in lengths}
             for condition in conditions:
                 condition.placed = parallel.scatter(condition.context, ttnn.bfloat16)
@@ -215,7 +223,7 @@ class Editor:
                 for step in some:
                     if edit.interrupted():
                         return images.noise()
-                    denoiser.step(step - first, edit.sigmas[step + 1] - edit.sigmas[step], full[step])
+                    denoiser.step(step - first, *edit.sigmas[step : step + 2], full[step])
                     yield Phase("step", step + 1, steps)
                     if cache:
                         cache.after_step()
@@ -254,10 +262,12 @@ class Editor:
                 prompt.context = row
                 images.parallel.write(row, prompt.placed)
 
-    def _image_ids(self, edit: Edit) -> torch.Tensor:
-        """Position ids of the noise and the reference tokens."""
+    def _grids(self, edit: Edit) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+        """(rows, columns) of the noise's tokens, and of each reference's."""
         token = 2 * self.models.vae_config.scale_factor  # pixels along an edge
-        return torch.cat([image_ids(h // token, w // token, index) for index, (h, w) in enumerate(edit.sizes)])
+        sizes = edit.size, *edit.picture_sizes[edit.references]
+        noise, *references = ((height // token, width // token) for height, width in sizes)
+        return noise, references
 
 
 def _on_host(matrices: "list[torch.Tensor | ttnn.Tensor]") -> list[torch.Tensor]:

@@ -9,9 +9,9 @@ import torch
 from loguru import logger
 
 from tt_flux_kontext.models.vae import VAEConfig
-from tt_flux_kontext.pictures import Pictures, float_tensor, is_latents, is_packed, read_pictures
+from tt_flux_kontext.pictures import Pictures, check_even, float_tensor, is_latents, is_packed, read_pictures
 from tt_flux_kontext.request import Text
-from tt_flux_kontext.resolution import DEFAULT_AREA, edit_sizes, output_size, unpack_latents
+from tt_flux_kontext.resolution import DEFAULT_AREA, edit_sizes, output_size, pack_latents, unpack_latents
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds")
 MAX_SEQUENCE_LENGTH = 512
@@ -217,8 +217,14 @@ def generator_input(generator, results: int) -> torch.Generator | list[torch.Gen
 
 
 def noise_input(latents: torch.Tensor, wanted: tuple[int, int, int], size: tuple[int, int]) -> torch.Tensor:
-    """Packed latents in float32. Raises `TypeError` or `ValueError` for those of another shape, or no numbers."""
+    """Packed latents in float32, of packed ones or [B, C, h, w].
+
+    Raises `TypeError` or `ValueError` for those that don't have the packed shape `wanted`, or are no numbers.
+    """
     latents = float_tensor(latents, "latents")
+    if latents.ndim == 4:
+        check_even(latents, "latents")
+        latents = pack_latents(latents)
     if tuple(latents.shape) != wanted:
         raise ValueError(
             f"`latents` must have the shape {list(wanted)} for {wanted[0]} results of {size[1]} x {size[0]} pixels, "
@@ -248,10 +254,7 @@ def image_input(
     height, width = (0 if edge is None else edge for edge in (height, width))
     check_whole(None, max_area=max_area, height=height, width=width)
     check_flags(_auto_resize=auto_resize, diffusers_sizes=diffusers_sizes)
-    try:
-        PIL.Image.new("RGB", (1, 1), background)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"`background` has to be a colour, such as 'white' or (255, 255, 255): {error}.") from error
+    check_colour(background)
     token = 2 * vae.scale_factor  # pixels along an edge
     rule = {"auto_resize": auto_resize, "diffusers_sizes": diffusers_sizes}
     if image is None:
@@ -273,10 +276,21 @@ def image_input(
         if not diffusers_sizes:
             height = width = None  # theirs
     latents = is_latents(pictures, vae.latent_channels)
-    if latents:
-        sizes = [tuple(edge * vae.scale_factor for edge in pictures.shape[2:])]
-    elif isinstance(pictures, list):
-        sizes = [(picture.height, picture.width) for picture in pictures]
-    else:
-        sizes = [tuple(pictures.shape[2:])]
+    sizes = pixel_sizes(pictures, vae)
     return pictures, *edit_sizes(sizes, height, width, max_area, token, resizable=not latents, **rule)
+
+
+def pixel_sizes(pictures: Pictures, vae: VAEConfig) -> list[tuple[int, int]]:
+    """(height, width) of pictures, or of those that latents are of."""
+    if isinstance(pictures, list):
+        return [(picture.height, picture.width) for picture in pictures]
+    scale = vae.scale_factor if is_latents(pictures, vae.latent_channels) else 1
+    return [tuple(edge * scale for edge in pictures.shape[2:])]
+
+
+def check_colour(background) -> None:
+    """Raises `ValueError` for what is none of PIL's."""
+    try:
+        PIL.Image.new("RGB", (1, 1), background)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"`background` has to be a colour, such as 'white' or (255, 255, 255): {error}.") from error

@@ -13,60 +13,74 @@ _RANGES = (255, 65535, 2**31 - 1)
 
 Pictures = list[PIL.Image.Image] | torch.Tensor
 """RGB pictures; or float32 pictures [B, 3, H, W], or latents [B, C, h, w]."""
+Sized = tuple[Pictures, tuple[int, int]]
+"""Pictures, and the size (height, width) in pixels that they are brought to."""
 
 
-def read_pictures(image, latent_channels: int, background="white") -> Pictures:
-    """Pictures to edit in one form, at their own sizes. Packed latents are `[B, tokens, 4 C]` as they came.
+def read_pictures(image, latent_channels: int, background="white", name: str = "image") -> Pictures:
+    """Pictures in one form, at their own sizes. Packed latents are `[B, tokens, 4 C]` as they came.
 
     Args:
         image: PIL image; array [(B,) H, W, 3] or tensor [(B,) 3, H, W], of floats from 0 to 1 or (any channels that a
             picture has) uint8; a list of one kind; latents [B, C, h, w], or packed.
         background: a colour of PIL's, on which transparent pictures are laid.
+        name: the argument's.
 
     Raises `TypeError` for another kind of input and `ValueError` for pictures that can't be used.
     """
-    items = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not items:
-        raise ValueError("`image` is an empty list. Leave it out to make a picture from text alone.")
-    kinds = [next((kind for kind in KINDS if isinstance(item, kind)), type(item)) for item in items]
-    if len(set(kinds)) > 1:
-        names = sorted({kind.__name__ for kind in kinds})
-        raise TypeError(f"`image` is a list of mixed kinds ({', '.join(names)}). Give pictures of one kind.")
-    if kinds[0] is PIL.Image.Image:
-        return [to_rgb(picture, background) for picture in items]
-    if kinds[0] is np.ndarray:
-        items = [_from_numpy(array) for array in items]
-    elif kinds[0] is not torch.Tensor:
+    items, kind = items_of(image, name)
+    if kind is PIL.Image.Image:
+        return [to_rgb(picture, background, name) for picture in items]
+    if kind is np.ndarray:
+        items = [_from_numpy(array, name) for array in items]
+    elif kind is not torch.Tensor:
         raise TypeError(
-            f"`image` must be PIL, numpy or torch, or a list of one of them, but is {kinds[0].__name__}. Files are "
+            f"`{name}` must be PIL, numpy or torch, or a list of one of them, but is {kind.__name__}. Files are "
             "opened with PIL.Image.open, HEIC files with the plugin of the package pillow-heif."
         )
     if is_packed(image, latent_channels):
-        return float_tensor(image, "image")
+        return float_tensor(image, name)
     shapes = {tuple(item.shape[-3:]) for item in items}
     if len(shapes) > 1 or not all(item.ndim in (3, 4) for item in items):
-        raise ValueError(f"`image` has pictures of shapes {[list(item.shape) for item in items]}: one shape is needed.")
+        raise ValueError(
+            f"`{name}` has pictures of shapes {[list(item.shape) for item in items]}: one shape is needed."
+        )
     tensor = torch.cat([item if item.ndim == 4 else item[None] for item in items])
     if not tensor.numel():
-        raise ValueError(f"`image` of shape {list(tensor.shape)} has no pixels.")
+        raise ValueError(f"`{name}` of shape {list(tensor.shape)} has no pixels.")
     if tensor.dtype == torch.uint8 and tensor.shape[1] <= 4:
-        return [to_rgb(_from_bytes(picture), background) for picture in tensor]
+        return [to_rgb(_from_bytes(picture), background, name) for picture in tensor]
     if not tensor.is_floating_point():
-        raise TypeError(f"`image` is of {tensor.dtype}. Pictures are uint8 from 0 to 255, or floats from 0 to 1.")
+        raise TypeError(f"`{name}` is of {tensor.dtype}. Pictures are uint8 from 0 to 255, or floats from 0 to 1.")
     if tensor.shape[1] not in (3, latent_channels):
         raise ValueError(
-            f"`image` of shape {list(tensor.shape)} is neither pictures [batch, 3, height, width] "
+            f"`{name}` of shape {list(tensor.shape)} is neither pictures [batch, 3, height, width] "
             f"nor latents [batch, {latent_channels}, height, width]."
         )
-    tensor = float_tensor(tensor, "image")
+    tensor = float_tensor(tensor, name)
     if tensor.shape[1] == latent_channels:
-        check_even(tensor, "image")
+        check_even(tensor, name)
     elif tensor.abs().max() > 1.001:
         raise ValueError(
-            f"`image` has values from {tensor.min():g} to {tensor.max():g}. Floats are from 0 to 1; pixels from 0 to "
+            f"`{name}` has values from {tensor.min():g} to {tensor.max():g}. Floats are from 0 to 1; pixels from 0 to "
             "255 are uint8."
         )
     return tensor
+
+
+def items_of(value, name: str) -> tuple[list, type]:
+    """What a list has, or the only one, and of which of KINDS, or else of which type, they are.
+
+    Raises `ValueError` for none and `TypeError` for several kinds.
+    """
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not items:
+        raise ValueError(f"`{name}` is an empty list. Leave it out if there is no picture.")
+    kinds = {next((kind for kind in KINDS if isinstance(item, kind)), type(item)) for item in items}
+    if len(kinds) > 1:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise TypeError(f"`{name}` is a list of mixed kinds ({names}). Give pictures of one kind.")
+    return items, kinds.pop()
 
 
 def is_packed(image, latent_channels: int) -> bool:
@@ -108,15 +122,9 @@ def float_tensor(tensor, name: str) -> torch.Tensor:
     return tensor
 
 
-def to_rgb(picture: PIL.Image.Image, background="white") -> PIL.Image.Image:
+def to_rgb(picture: PIL.Image.Image, background="white", name: str = "image") -> PIL.Image.Image:
     """A picture upright (EXIF), in 8 bits a channel, without transparency. Raises `ValueError` for one of no pixels."""
-    if not picture.width or not picture.height:
-        raise ValueError(
-            f"`image` is a picture of {picture.width} x {picture.height} pixels: there is nothing to edit."
-        )
-    picture = PIL.ImageOps.exif_transpose(picture)
-    if picture.mode in _FULL:
-        picture = _to_eight_bits(picture)
+    picture = upright(picture, name)
     if picture.has_transparency_data:
         if picture.mode == "La":  # has no other way to RGBA
             picture = picture.convert("LA")
@@ -125,15 +133,23 @@ def to_rgb(picture: PIL.Image.Image, background="white") -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def _to_eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+def upright(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Turned by its EXIF tag, in 8 bits a channel. Raises `ValueError` for one of no pixels."""
+    if not picture.width or not picture.height:
+        raise ValueError(f"`{name}` is a picture of {picture.width} x {picture.height} pixels: there is nothing in it.")
+    picture = PIL.ImageOps.exif_transpose(picture)
+    return _to_eight_bits(picture, name) if picture.mode in _FULL else picture
+
+
+def _to_eight_bits(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
     """White becomes 255: in modes without a fixed range, the least usual one that holds all values."""
     values = np.asarray(picture).astype(np.float64)
     if not np.isfinite(values).all() or values.min() < 0:
-        raise ValueError(f"`image` is a picture of mode {picture.mode} with values that are negative or no numbers.")
+        raise ValueError(f"`{name}` is a picture of mode {picture.mode} with values that are negative or no numbers.")
     ranges = (1, *_RANGES) if picture.mode == "F" else _RANGES
     white = _FULL[picture.mode] or next((top for top in ranges if values.max() <= top), None)
     if white is None:
-        raise ValueError(f"`image` is a picture of mode {picture.mode} with values up to {values.max():g}.")
+        raise ValueError(f"`{name}` is a picture of mode {picture.mode} with values up to {values.max():g}.")
     grey = PIL.Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
     key = picture.info.get("transparency")
     if key is None:
@@ -141,14 +157,16 @@ def _to_eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.merge("LA", (grey, PIL.Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
 
 
-def _from_numpy(array: np.ndarray) -> torch.Tensor:
+def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
     """[..., H, W, C] -> [..., C, H, W]."""
     if array.ndim not in (3, 4):
-        raise ValueError(f"`image` of shape {list(array.shape)} is no picture: arrays are [(batch,) height, width, 3].")
+        raise ValueError(
+            f"`{name}` of shape {list(array.shape)} is no picture: arrays are [(batch,) height, width, 3]."
+        )
     try:
         return torch.from_numpy(np.array(array)).movedim(-1, -3)
     except TypeError as error:
-        raise TypeError(f"`image` is an array of {array.dtype}. Pictures are uint8, or floats from 0 to 1.") from error
+        raise TypeError(f"`{name}` is an array of {array.dtype}. Pictures are uint8, or floats from 0 to 1.") from error
 
 
 def _from_bytes(pixels: torch.Tensor) -> PIL.Image.Image:

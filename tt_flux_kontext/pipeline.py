@@ -19,10 +19,10 @@ from tt_flux_kontext.checkpoint.tokenizers import load_clip_tokenizer, load_t5_t
 from tt_flux_kontext.edit import Editor, Phase
 from tt_flux_kontext.inputs import CALLBACK_TENSORS, check_output_type, check_whole, image_input, noise_input
 from tt_flux_kontext.lora.loading import LoraLoaderMixin
-from tt_flux_kontext.pictures import check_even, float_tensor, is_latents, prepare
+from tt_flux_kontext.pictures import float_tensor, is_latents, prepare
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
 from tt_flux_kontext.residency import EditSize, Models, check_host_memory
-from tt_flux_kontext.resolution import pack_latents, unpack_latents
+from tt_flux_kontext.resolution import unpack_latents
 from tt_flux_kontext.schedule import load_scheduler
 from tt_flux_kontext.turns import Turn, finish, one_at_a_time
 
@@ -213,11 +213,7 @@ class FluxKontextPipeline(LoraLoaderMixin):
             raise ValueError(
                 f"`height` and `width` must be multiples of {self.multiple_of} but are {height} and {width}."
             )
-        latents = float_tensor(latents, "latents")
-        if latents.ndim == 4:
-            check_even(latents, "latents")
-            latents = pack_latents(latents)
-        wanted = noise_shape(self, len(latents), (height, width))
+        wanted = noise_shape(self, len(float_tensor(latents, "latents")), (height, width))
         latents = noise_input(latents, wanted, (height, width))
         self._reserve(len(latents), (height, width))
         pictures = self._editor.decode(latents, (height, width))
@@ -261,5 +257,9 @@ class FluxKontextPipeline(LoraLoaderMixin):
         if isinstance(result, Exception):
             return result
         if call.edit.decode:
-            result = self.image_processor.postprocess(result, output_type=call.output_type)
+            pixels = self.image_processor.postprocess(result, output_type="pt")
+            if call.paste:
+                pixels = call.paste.over(pixels)
+            as_they_are = [False] * len(pixels)
+            result = self.image_processor.postprocess(pixels, call.output_type, do_denormalize=as_they_are)
         return FluxPipelineOutput(images=result) if call.return_dict else (result,)

@@ -21,12 +21,28 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """Where the first picture of an edit is painted anew.
+
+    Attributes:
+        rows: of packed latents, float32 [M, N, C]: 1 there, 0 elsewhere; result i has number i modulo M.
+        seen: whether the model sees that picture as a reference too.
+        mixed: whether the first noise level is of noise mixed with that picture, and not of noise alone.
+    """
+
+    rows: torch.Tensor
+    seen: bool
+    mixed: bool
+
+
+@dataclass(frozen=True)
 class Edit:
     """What is to be done.
 
     Attributes:
         text, negative: prompts; the negative ones, as many, for classifier-free guidance.
-        size, image_size: (height, width) in pixels of the result, and of the pictures to edit if there are any.
+        size: (height, width) in pixels of the result.
+        picture_sizes: of the pictures that there are, which are references; with a mask the first one is to be edited.
         sigmas: noise levels, one more than steps.
         guidance: distilled guidance scale, or None where the transformer embeds none.
         callback: (step, timestep 0 to 1000, tensors) -> tensors to replace, after each step.
@@ -34,14 +50,16 @@ class Edit:
         decode: whether pictures are wanted; else the packed latents are.
         step_cache: of as many steps; None for the blocks in each of them.
         lora_scale: of the weights of adapters that are not fused.
+        reference_method: a name in `REFERENCE_METHODS`, of several references.
+        mask: None to paint anew everywhere.
         latents: starting noise, float32 [results, N, C]; results of one prompt stand together.
-        image: pictures [B, 3, H, W] from -1 to 1 or latents [B, C, h, w]; result i is made from number i modulo B.
+        pictures: each [B, 3, H, W] from -1 to 1 or latents [B, C, h, w]; result i is made from number i modulo B.
     """
 
     text: Text
     negative: Text | None
     size: tuple[int, int]
-    image_size: tuple[int, int] | None
+    picture_sizes: Sequence[tuple[int, int]]
     sigmas: Sequence[float]
     guidance: float | None
     true_cfg_scale: float
@@ -53,16 +71,19 @@ class Edit:
     decode: bool = True
     step_cache: "diffusers.MagCacheConfig | None" = None
     lora_scale: float = 1.0
+    reference_method: str = "offset"
+    mask: Mask | None = None
     latents: torch.Tensor | None = None  # these two when all else is known to fit
-    image: torch.Tensor | None = None
+    pictures: Sequence[torch.Tensor] = ()
 
     @property
     def texts(self) -> list[Text]:
         return [self.text, self.negative] if self.negative else [self.text]
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
-        return [self.size, self.image_size] if self.image_size else [self.size]
+    def references(self) -> slice:
+        """Which of the pictures the model sees."""
+        return slice(1 if self.mask and not self.mask.seen else 0, None)
 
     @property
     def results(self) -> int:

@@ -54,12 +54,13 @@ class EditSize:
 
     Attributes:
         text_tokens: of T5.
-        image_tokens: of noise and reference together.
-        pixels: of the result or the reference, whichever has more.
+        image_tokens: of noise and references together.
+        pixels: of the result or a picture, whichever has most.
         prompts: the negative ones counted too.
         results: pictures.
         steps: whose modulation is on the device at a time.
         kept: of a step cache, passes whose blocks' work is kept.
+        masked: whether results keep a part of a picture.
     """
 
     text_tokens: int
@@ -69,6 +70,7 @@ class EditSize:
     results: int = 1
     steps: int = 28
     kept: int = 0
+    masked: bool = False
 
 
 class DoesNotFit(RuntimeError):
@@ -224,6 +226,8 @@ class Models:
         rows = -(-size.steps // ttnn.TILE_SIZE) * ttnn.TILE_SIZE
         table = rows * config.inner_dim * (12 * config.num_layers + 3 * config.num_single_layers + 2)
         images = 4 * size.results + 6  # one is there in bfloat16 too, with its move
+        if size.masked:  # and of each the mask, and the picture and the noise outside it
+            images += 6 * size.results
         return 2 * size.prompts * (context + table) + images * size.image_tokens * config.in_channels
 
     def __getitem__(self, name: str):

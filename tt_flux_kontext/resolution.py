@@ -25,6 +25,8 @@ PREFERRED_KONTEXT_RESOLUTIONS = (
     (1504, 688),
     (1568, 672),
 )
+REFERENCE_METHODS = ("offset", "index", "stitch")
+"""How several references are shown to the model: placed side by side, or one behind the other, or as one picture."""
 DEFAULT_EDGE = 1024
 DEFAULT_AREA = DEFAULT_EDGE**2
 
@@ -53,7 +55,7 @@ def edit_sizes(
 
     Raises `ValueError` for sizes that can't be, and for pictures of different shapes.
     """
-    own = _own_size(pictures, multiple_of, auto_resize, resizable) if pictures else None
+    own = own_size(pictures, multiple_of, auto_resize, resizable=resizable) if pictures else None
     if own is None or height or width or diffusers_sizes:
         size = output_size(height, width, max_area, multiple_of, diffusers_sizes)
     elif not resizable or (not auto_resize and own[0] * own[1] <= max_area):
@@ -118,23 +120,46 @@ def reference_size(height: int, width: int, multiple_of: int, auto_resize: bool 
     return height // multiple_of * multiple_of, width // multiple_of * multiple_of
 
 
-def _own_size(
-    pictures: Sequence[tuple[int, int]], multiple_of: int, auto_resize: bool, resizable: bool
+def own_size(
+    pictures: Sequence[tuple[int, int]],
+    multiple_of: int,
+    auto_resize: bool = True,
+    *,
+    resizable: bool = True,
+    name: str = "image",
 ) -> tuple[int, int]:
+    """The `reference_size` of all of an argument's pictures. Raises `ValueError` where they have several."""
     sizes = [reference_size(*picture, multiple_of, auto_resize) if resizable else picture for picture in pictures]
     if len(set(sizes)) > 1:
         shapes = ", ".join(f"{width} x {height}" for height, width in pictures)
-        raise ValueError(f"`image` has pictures of different shapes ({shapes}). Edit them one by one, or crop them.")
+        raise ValueError(f"`{name}` has pictures of different shapes ({shapes}). Edit them one by one, or crop them.")
     return sizes[0]
 
 
 def image_ids(rows: int, columns: int, index: int) -> torch.Tensor:
-    """Position ids (index, row, column) of tokens, float32 [rows columns, 3]; index 0 is noise, 1 the reference."""
+    """Position ids (index, row, column) of tokens, float32 [rows columns, 3]; index 0 is noise, 1 a reference."""
     ids = torch.zeros(rows, columns, 3)
     ids[..., 0] = index
     ids[..., 1] = torch.arange(rows)[:, None]
     ids[..., 2] = torch.arange(columns)[None, :]
     return ids.reshape(rows * columns, 3)
+
+
+def reference_ids(grids: Sequence[tuple[int, int]], method: str) -> torch.Tensor:
+    """Position ids of several references of (rows, columns) tokens, one after the other, float32 [tokens, 3].
+
+    With `index` each has an index of its own, from 1 on; else all have index 1, and each next one stands right of or
+    below all before, wherever the longer edge of all together is shorter. That is how ComfyUI places them.
+    """
+    ids, height, width = [], 0, 0
+    for number, (rows, columns) in enumerate(grids, 1):
+        if method == "index":
+            ids.append(image_ids(rows, columns, number))
+            continue
+        top, left = (0, width) if height + rows > width + columns else (height, 0)
+        ids.append(image_ids(rows, columns, 1) + torch.tensor([0, top, left]))
+        height, width = max(height, top + rows), max(width, left + columns)
+    return torch.cat(ids) if ids else torch.zeros(0, 3)
 
 
 def pack_latents(latents: torch.Tensor) -> torch.Tensor:

@@ -80,3 +80,14 @@ def sigma_schedule(
     if not all(map(math.isfinite, levels)):
         raise ValueError(f"The scheduler's config gives noise levels that are no numbers for {len(levels) - 1} steps.")
     return levels
+
+
+def first_step(steps: int, strength: float) -> int:
+    """The one that an edit begins with which keeps something of its picture, as in diffusers: 0 at strength 1.
+
+    Raises `ValueError` where none would be left.
+    """
+    first = int(max(steps - min(steps * strength, steps), 0))
+    if first == steps:
+        raise ValueError(f"`strength` {strength} leaves none of {steps} steps: the picture would stay as it is.")
+    return first

@@ -170,7 +170,17 @@ def test_arguments_stand_as_in_diffusers():
         list(inspect.signature(each.__call__).parameters.values())[1:] for each in (FluxKontextPipeline, Theirs)
     )
     assert [one.name for one in ours[: len(theirs)]] == [one.name for one in theirs]
-    assert [one.name for one in ours[len(theirs) :]] == ["background", "diffusers_sizes"]
+    assert [one.name for one in ours[len(theirs) :]] == [
+        "background",
+        "diffusers_sizes",
+        "mask_image",
+        "strength",
+        "padding_mask_crop",
+        "image_reference",
+        "paste",
+        "reference_images",
+        "reference_method",
+    ]
     for one, other in zip(ours, theirs, strict=False):
         assert one.default == (tuple(other.default) if isinstance(other.default, list) else other.default)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.unit.test_residency import in_use, leave_no_room
-from tests.unit.test_side_by_side import edit
+from tests.unit.test_side_by_side import PICTURE, edit
 from tt_flux_kontext import FluxKontextPipeline, open_device, residency
 from tt_flux_kontext import edit as editor
 
@@ -26,6 +26,7 @@ def calls() -> list[dict]:
         {"num_inference_steps": 3, "output_type": "latent"},
         {"image": None, "height": 32, "width": 32},
         {"prompt": ["a", "b"], "negative_prompt": "c", "true_cfg_scale": 2.0},
+        {"mask_image": PICTURE, "strength": 0.5, "reference_images": [PICTURE.rotate(90, expand=True)]},
     ]
     return [edit(seed, **kind) for seed, kind in enumerate(kinds)]
 

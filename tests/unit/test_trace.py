@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from PIL import Image
 
 from tt_flux_kontext import FluxKontextPipeline, edit, open_device, side_by_side, submeshes
 from tt_flux_kontext.backend import ttnn, watch
@@ -42,6 +43,8 @@ def change(pipe, step, timestep, tensors):
 
 CALLBACK = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
 CFG = {"negative_prompt": "b", "true_cfg_scale": 2.0}
+WHITE = Image.new("RGB", (32, 32), "white")
+MASK = {"image": WHITE, "mask_image": WHITE.crop((8, 8, 40, 40)), "reference_images": [WHITE], "_auto_resize": False}
 
 
 @pytest.mark.parametrize(
@@ -53,8 +56,9 @@ CFG = {"negative_prompt": "b", "true_cfg_scale": 2.0}
         ("n300", (2, 1), CALLBACK, 1, STEPS - 1),
         ("n300", (1, 2), {"prompt": ["a", "b"], "num_images_per_prompt": 3, "num_inference_steps": 2}, 4, 2 * 5),
         ("t3k", (4, 2), {}, 2, STEPS - 1),
+        ("n300", (2, 1), MASK | CALLBACK, 1, STEPS - 1),
     ],
-    ids=["one", "results, callback", "prompts, CFG", "tokens, callback", "features, prompts, results", "both"],
+    ids=["one", "results, callback", "prompts, CFG", "tokens, callback", "features, prompts, results", "both", "mask"],
 )
 def test_traces_change_no_bit(tiny_checkpoint, monkeypatch, system, split, arguments, captures, replays):
     with open_device(f"emulated:{system}") as device:

@@ -79,7 +79,7 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
             operations=done,
             memory=[total - free + size for size in peak.operations],
         )
-    _write(uploads=_uploads(models, [name for name in MODELS if edit.image is not None or name != "vae encoder"]))
+    _write(uploads=_uploads(models, [name for name in MODELS if edit.pictures or name != "vae encoder"]))
 
 
 def _uploads(models: Models, names: list[str]) -> dict[str, int]:
