@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from tt_flux_kontext import open_device
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.checkpoint import Checkpoint, TensorFiles
+from tt_flux_kontext.checkpoint import Checkpoint, Tensors
 from tt_flux_kontext.models.transformer import Positions
 from tt_flux_kontext.models.vae import to_picture, to_tokens
 from tt_flux_kontext.models.weights import upload
@@ -220,7 +220,7 @@ def torch_clip_and_vae(checkpoint: Checkpoint, dtype: torch.dtype, inputs: Input
     }
 
 
-def _stream(model: torch.nn.Module, tensors: TensorFiles, dtype: torch.dtype) -> None:
+def _stream(model: torch.nn.Module, tensors: Tensors, dtype: torch.dtype) -> None:
     """Gives each layer of a model on the meta device its weights while it computes."""
 
     def stream(name: str, module: torch.nn.Module, absent: dict[str, torch.nn.Parameter]) -> None:

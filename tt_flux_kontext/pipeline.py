@@ -20,7 +20,7 @@ from tt_flux_kontext.edit import Editor, Phase
 from tt_flux_kontext.inputs import CALLBACK_TENSORS, check_output_type, check_whole, image_input, noise_input
 from tt_flux_kontext.lora.loading import LoraLoaderMixin
 from tt_flux_kontext.pictures import float_tensor, is_latents, prepare
-from tt_flux_kontext.precision import BF16, PRECISIONS, Policy
+from tt_flux_kontext.precision import BF16, PRECISIONS, Policy, policy
 from tt_flux_kontext.residency import EditSize, Models, check_host_memory
 from tt_flux_kontext.resolution import unpack_latents
 from tt_flux_kontext.schedule import load_scheduler
@@ -90,9 +90,38 @@ class FluxKontextPipeline(LoraLoaderMixin):
         `variant`: of the weights' files, such as `fp16` for `model.fp16.safetensors`; components without it have plain
         files, as in diffusers.
         """
-        if precision is not None and precision not in PRECISIONS:
-            raise ValueError(f"Unknown precision '{precision}': it is one of {', '.join(PRECISIONS)}.")
-        return cls(Checkpoint(source, variant), device, PRECISIONS.get(precision), split)
+        chosen = policy(precision)
+        return cls(Checkpoint(source, variant), device, chosen, split)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        *,
+        config: str | Path = "black-forest-labs/FLUX.1-Kontext-dev",
+        text_encoder: str | Path | None = None,
+        text_encoder_2: str | Path | None = None,
+        vae: str | Path | None = None,
+        device,
+        precision: str | None = None,
+        split: tuple[int, int] | None = None,
+    ) -> "FluxKontextPipeline":
+        """From a file with the transformer, as Black Forest Labs and ComfyUI have them, or with diffusers' names.
+
+        Files are given by path, by link to the hub, or as `owner/name/file`: safetensors in float32, bfloat16, float16
+        or float8 (plain, or scaled in ComfyUI's ways), and for the transformer GGUF too, with the package `gguf`.
+
+        Args:
+            pretrained_model_link_or_path: what it holds of the other components is taken too.
+            config: folder or hub id that gives all configs, the tokenizers, the scheduler, and the weights that are in
+                no file. From the hub no others are fetched.
+            text_encoder, text_encoder_2, vae: files of CLIP, T5 and the VAE.
+
+        Raises `CheckpointError` as for a folder, and by its name for a quantisation that is not read.
+        """
+        chosen = policy(precision)
+        others = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae}
+        return cls(Checkpoint.of_files(pretrained_model_link_or_path, config, others), device, chosen, split)
 
     @property
     def interrupt(self) -> bool:

@@ -83,3 +83,10 @@ BFP8 = Policy("bfp8", dict.fromkeys(("t5", "vae encoder", "modulation", "transfo
 
 PRECISIONS = {policy.name: policy for policy in (BF16, BFP8_MIXED, BFP8)}
 """From the most accurate to the smallest."""
+
+
+def policy(name: str | None) -> Policy | None:
+    """The policy of that name; `ValueError` where there is none, None for None."""
+    if name is not None and name not in PRECISIONS:
+        raise ValueError(f"Unknown precision '{name}': it is one of {', '.join(PRECISIONS)}.")
+    return PRECISIONS.get(name)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, TensorFiles
+from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.host_memory import HostWeights, host_memory
 from tt_flux_kontext.lora.adapters import Adapters, Changes
@@ -248,7 +248,7 @@ class Models:
         component, model_class, config = self._models[name]
         tensors, size, precision = self._tensors[component], self._bytes[name], self.precision.of(name)
         parallel = self.parallel[name]
-        if not isinstance(tensors, TensorFiles):  # a plan's have shapes only
+        if tensors.shapes_only:
             return _Resident(model_class(config, Weights(tensors, precision, parallel)), (), "")
 
         def build(keep):

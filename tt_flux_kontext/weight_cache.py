@@ -31,7 +31,7 @@ from typing import NamedTuple
 from loguru import logger
 
 from tt_flux_kontext.backend import choose, ttnn
-from tt_flux_kontext.checkpoint import TensorFiles
+from tt_flux_kontext.checkpoint import Tensors
 from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.precision import Precision
 
@@ -89,9 +89,7 @@ class WeightCache:
         self.folder = folder
         self.writable = True  # until it turns out not to be
 
-    def build(
-        self, model: str, tensors: TensorFiles, precision: Precision, parallel: Parallel, size: int, build, progress
-    ):
+    def build(self, model: str, tensors: Tensors, precision: Precision, parallel: Parallel, size: int, build, progress):
         """What `build(keep)` gives, its parameters read from the cache or kept there for the next time.
 
         Args:
@@ -120,8 +118,8 @@ class WeightCache:
         # Outside the except block nothing holds on to a half-built model and its memory any more.
         return self._fill(entry, key, size, build) if self.writable else build(uncached)
 
-    def _key(self, model: str, tensors: TensorFiles, precision: Precision, parallel: Parallel, progress) -> dict:
-        files = {entry.file for entry in tensors.entries.values()}
+    def _key(self, model: str, tensors: Tensors, precision: Precision, parallel: Parallel, progress) -> dict:
+        files = set().union(*(entry.files for entry in tensors.entries.values()))
         with progress(f"{tensors.folder.name} sha256", sum(file.stat().st_size for file in files)) as bar:
             hashes = sorted(self._hash(file, bar.update) for file in files)
         return {

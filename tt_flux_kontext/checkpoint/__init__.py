@@ -1,15 +1,19 @@
 """A checkpoint in Hugging Face layout: a folder per component, tensors read lazily, key by key."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from tt_flux_kontext.checkpoint.entry import Entry, Tensors
 from tt_flux_kontext.checkpoint.files import CheckpointError, check_fields, is_folder, names_in, present, read_json
 from tt_flux_kontext.checkpoint.hub import download
-from tt_flux_kontext.checkpoint.tensors import SINGLE_FILE, STEMS, Entry, TensorFiles, is_single_file
+from tt_flux_kontext.checkpoint.single_file import SingleFile, components_in, find_file
+from tt_flux_kontext.checkpoint.tensors import SINGLE_FILE, STEMS, TensorFiles, is_single_file
 
-__all__ = ["COMPONENTS", "Checkpoint", "CheckpointError", "Entry", "TensorFiles"]
+__all__ = ["COMPONENTS", "Checkpoint", "CheckpointError", "Entry", "TensorFiles", "Tensors"]
 
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+_WITH_WEIGHTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
 _CONFIG_FILES = ["*.json"]
 _OTHER_FILES = ["*.txt", "*.model"]
 
@@ -50,12 +54,14 @@ class Checkpoint:
         source: folder, also one of the hub's cache (`models--owner--name`), or hub id such as
             `black-forest-labs/FLUX.1-Kontext-dev`.
         variant: of the weights, such as `fp16` for `model.fp16.safetensors`; components without it have plain files.
+        files: by component, a file with its weights in the place of those in its folder, which are not fetched then.
 
     Raises `CheckpointError` when it is neither, when access to the repository is not granted, when it is of another
     family of models, when a component's folder is missing, or when none has files of the variant.
     """
 
-    def __init__(self, source: str | Path, variant: str | None = None):
+    def __init__(self, source: str | Path, variant: str | None = None, files: Mapping[str, Path] | None = None):
+        files = files or {}
         folder = _local_folder(Path(source))
         if folder is None:
             # Of another family only the configs are fetched, not the many GB of weights.
@@ -63,7 +69,8 @@ class Checkpoint:
             if repository.startswith("models--"):
                 repository = repository.removeprefix("models--").replace("--", "/")
             _refuse_other_families(download(repository, _CONFIG_FILES))
-            folder = download(repository, _CONFIG_FILES + _OTHER_FILES + _weight_files(variant))
+            weights = _weight_files([name for name in _WITH_WEIGHTS if name not in files], variant)
+            folder = download(repository, _CONFIG_FILES + _OTHER_FILES + weights)
         self.folder = folder
         _refuse_other_families(folder)
         missing = [name for name in COMPONENTS if not is_folder(folder / name)]
@@ -73,11 +80,28 @@ class Checkpoint:
                 f"{folder} is no FLUX.1 checkpoint: it has no folder {', '.join(missing)}. "
                 + (f"Its {single[0]} is in {SINGLE_FILE}" if single else f"A checkpoint has {', '.join(COMPONENTS)}.")
             )
-        self._tensors = {name: TensorFiles(folder / name, variant) for name in COMPONENTS}
-        if variant and not any(tensors.has_variant for tensors in self._tensors.values()):
+        folders = {name: TensorFiles(folder / name, variant) for name in _WITH_WEIGHTS}
+        self._tensors = folders | {name: SingleFile(file, name) for name, file in files.items()}
+        if variant and not any(tensors.has_variant for tensors in folders.values()):
             raise CheckpointError(
                 f"{folder} has no weights of the variant '{variant}', such as {STEMS[0]}.{variant}.safetensors."
             )
+
+    @classmethod
+    def of_files(
+        cls, transformer: str | Path, config: str | Path, others: Mapping[str, str | Path | None]
+    ) -> "Checkpoint":
+        """A checkpoint whose transformer is in a file, and what else of it is.
+
+        Args:
+            transformer: the file, or the hub's as `owner/name/file` or a link. What it has of other components is
+                taken too.
+            config: `source` of all that is in no file.
+            others: by component, a file that goes before what the transformer's has of it.
+        """
+        file = find_file(transformer)
+        given = {name: find_file(other) for name, other in others.items() if other is not None}
+        return cls(config, files=dict.fromkeys([*components_in(file), "transformer"], file) | given)
 
     def config(self, component: str, class_name: str) -> dict:
         """The component's config.json, which must be of the model class `class_name`."""
@@ -94,7 +118,7 @@ class Checkpoint:
             )
         return config
 
-    def tensors(self, component: str) -> TensorFiles:
+    def tensors(self, component: str) -> Tensors:
         return self._tensors[component]
 
 
@@ -105,7 +129,10 @@ def _local_folder(path: Path) -> Path | None:
             return None
         if is_single_file(path):
             raise CheckpointError(f"{path} is in {SINGLE_FILE}")
-        raise CheckpointError(f"{path} is a file. A checkpoint is a folder with {', '.join(COMPONENTS)}.")
+        raise CheckpointError(
+            f"{path} is a file. A checkpoint is a folder with {', '.join(COMPONENTS)}; "
+            "FluxKontextPipeline.from_single_file reads the transformer from a file."
+        )
     names = names_in(path)
     if "snapshots" not in names or "model_index.json" in names:
         return path
@@ -142,9 +169,9 @@ def _named(class_name: str) -> str:
     return f"{family} ({class_name})" if family else class_name
 
 
-def _weight_files(variant: str | None) -> list[str]:
-    """Patterns of the weights to fetch, in no folder but the components'."""
+def _weight_files(components: list[str], variant: str | None) -> list[str]:
+    """Patterns of the components' weights to fetch."""
     infixes = ["", "-*-of-*"]
     if variant:
         infixes += [f".{variant}", f".{variant}-*-of-*", f"-*-of-*.{variant}"]
-    return [f"*/{stem}{infix}.safetensors" for stem in STEMS for infix in infixes]
+    return [f"{name}/{stem}{infix}.safetensors" for name in components for stem in STEMS for infix in infixes]

@@ -81,6 +81,11 @@ def check_fields(file: str | Path, config: Mapping, kinds: Mapping[str, object])
             raise CheckpointError(f"{file}: {name} is {_shown(config[name])}, but it must be {_described(kind)}.")
 
 
+def listing(items: list[str], most: int = 8) -> str:
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest
+
+
 def transformers_config(config_class: type, file: str, config: Mapping, kinds: Mapping[str, object]):
     """An object of a config class of transformers, which checks fields too, in errors of many classes."""
     check_fields(file, config, kinds)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from tt_flux_kontext.checkpoint.files import is_folder, names_in, present, read_json
 from tt_flux_kontext.checkpoint.hub import download, list_files
-from tt_flux_kontext.checkpoint.tensors import open_safetensors
+from tt_flux_kontext.checkpoint.safetensors_file import open_safetensors
 
 # Of a folder that PEFT itself wrote: the weights, and beside them what diffusers has in their header.
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

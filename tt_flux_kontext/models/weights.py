@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from tt_flux_kontext.backend import ttnn
-from tt_flux_kontext.checkpoint import CheckpointError, TensorFiles
+from tt_flux_kontext.checkpoint import CheckpointError, Tensors
 from tt_flux_kontext.lora.adapters import UNCHANGED, Changes
 from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.precision import FULL, Precision
@@ -17,7 +17,7 @@ from tt_flux_kontext.weight_cache import Changed, Keep, uncached
 _TILE_BYTES = {"bfloat16": 2048, "float32": 4096, "bfloat8_b": 1088, "bfloat4_b": 576}
 
 
-def survey(models: Sequence[tuple[type, object, Precision, Parallel]], tensors: TensorFiles) -> list[int]:
+def survey(models: Sequence[tuple[type, object, Precision, Parallel]], tensors: Tensors) -> list[int]:
     """Holds a component's files against the models (class, config, precision, split) that share them. Reads no tensor.
 
     Returns the bytes that each model's parameters take in a chip's DRAM. Strict: raises `CheckpointError` that names
@@ -65,7 +65,7 @@ class Weights:
 
     def __init__(
         self,
-        tensors: TensorFiles,
+        tensors: Tensors,
         precision: Precision,
         parallel: Parallel,
         *,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from tt_flux_kontext.checkpoint import Entry
+from tt_flux_kontext.checkpoint import Entry, Tensors
 from tt_flux_kontext.edit import Editor
 from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.weights import Weights
@@ -66,8 +66,10 @@ class ShapeCheckpoint:
         return tensors
 
 
-class ShapeTensors:
-    """Stands in for the `TensorFiles` of one component."""
+class ShapeTensors(Tensors):
+    """Of one component."""
+
+    shapes_only = True
 
     def __init__(self, component: str):
         self.folder = Path(component)
