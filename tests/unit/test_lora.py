@@ -259,6 +259,14 @@ class TestFiles:
         assert f"7 of {len(second) // 2 + 7} modules are not in this checkpoint" in warning
         assert "nobody.0, nobody.1, nobody.2, nobody.3, nobody.4 and 2 more" in warning
 
+    def test_in_float8(self, pipe, second):
+        pipe.load_lora_weights({key: value.to(torch.float8_e4m3fn) for key, value in second.items()})
+        rounded = {key: value.to(torch.float8_e4m3fn).float() for key, value in second.items()}
+        ours = edit(pipe)
+        pipe.unload_lora_weights()
+        pipe.load_lora_weights(rounded)
+        assert torch.equal(edit(pipe), ours)
+
     @pytest.mark.parametrize(
         "make, source, message",
         [

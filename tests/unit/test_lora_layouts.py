@@ -290,6 +290,8 @@ class TestRefusals:
             (GOOD | {f"{MODULE}.dora_scale": torch.ones(192)}, "the file is DoRA.*dora_scale says so"),
             (GOOD | {f"{MODULE}.lora_magnitude_vector": torch.ones(192)}, "is DoRA"),
             (GOOD | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(32)}, "a control LoRA"),
+            (peft({"transformer.x_embedder": (torch.ones(4, 128), UP)}), "is a control LoRA.*x_embedder has 128 inputs"),
+            (GOOD | {"transformer.proj_out.alpha": torch.tensor(1.0)}, "proj_out has alpha alone"),
             ({f"{MODULE}.oft_blocks": torch.ones(4, 4)}, "is OFT"),
             ({f"{MODULE}.lora_A.weight": DOWN}, "to_q has no up, but down"),
             (GOOD | {f"{MODULE}.lora_A.weight": DOWN[:3]}, r"matrices of \[3, 192\] and \[192, 4\]"),

@@ -1,6 +1,7 @@
 """An adapter's file: on this machine, or on the Hugging Face hub."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from safetensors import SafetensorError
 from tt_flux_kontext.checkpoint.files import is_folder, names_in, present, read_json
 from tt_flux_kontext.checkpoint.hub import download, list_files
 from tt_flux_kontext.checkpoint.safetensors_file import open_safetensors
+from tt_flux_kontext.checkpoint.single_file import find_file
 
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+$")
+_ENDINGS = (".safetensors", ".bin", ".pt", ".ckpt", ".gguf")  # of files: a repository's name may have points too
 # Of a folder that PEFT itself wrote: the weights, and beside them what diffusers has in their header.
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -31,7 +35,8 @@ def read_adapter(
         for key, tensor in source.items():
             if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
                 raise TypeError(f"An adapter's state dict has tensors by name, but {key!r} is {type(tensor).__name__}.")
-        return {key: tensor.detach().cpu().clone() for key, tensor in source.items()}, {}, "the state dict"
+        copies = {key: _readable(tensor.detach().cpu().clone()) for key, tensor in source.items()}
+        return copies, {}, "the state dict"
     if not isinstance(source, str | Path):
         raise TypeError(f"An adapter is a path, a hub id or a dict of tensors, not {type(source).__name__}.")
     file = _file(source, weight_name)
@@ -40,7 +45,7 @@ def read_adapter(
     with open_safetensors(file) as opened:
         header = dict(opened.metadata() or {})
         try:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+            tensors = {key: _readable(opened.get_tensor(key)) for key in opened.keys()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} can't be read ({error}). Fetch the file again.") from error
     config = file.with_name(_PEFT_CONFIG)
@@ -50,14 +55,17 @@ def read_adapter(
     return tensors, header, str(file)
 
 
+def _readable(tensor: torch.Tensor) -> torch.Tensor:
+    """Of float8 in bfloat16, which has all its numbers: torch computes nothing with it."""
+    return tensor.bfloat16() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+
+
 def _file(source: str | Path, weight_name: str | None) -> Path:
     path = Path(source)
     if is_folder(path):
         return path / (weight_name or _only(names_in(path), path))
-    if path.suffix or path.is_absolute() or present(path):
-        if not present(path):
-            raise ValueError(f"{path} is not there: no LoRA file or folder has that name.")
-        return path
+    if present(path) or path.suffix in _ENDINGS or not _REPOSITORY.match(str(source)):
+        return find_file(source)
     name = weight_name or _only(list_files(str(source)), source)
     return download(str(source), [name, _PEFT_CONFIG]) / name
 

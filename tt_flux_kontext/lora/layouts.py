@@ -177,6 +177,8 @@ def _refuse(tensors: Mapping[str, torch.Tensor], metadata: Metadata | None, what
 
 def _added(fields: dict[str, torch.Tensor], module: str, metadata: Metadata | None, target, what: str):
     """Yields (parameter, what is added, scale)."""
+    if fields.keys() == {"alpha"}:
+        raise ValueError(f"{what}: {module} has alpha alone, and no matrices that it would scale.")
     fields = dict(fields)
     alpha = fields.pop("alpha", None)
 
@@ -224,6 +226,11 @@ def _added(fields: dict[str, torch.Tensor], module: str, metadata: Metadata | No
 def _check(change: Change, entry: Entry | None, key: str, module: str, what: str) -> None:
     if entry is None:
         raise ValueError(f"{what}: {module} changes {key}, which this checkpoint does not have.")
+    if key == "x_embedder.weight" and change.shape[0] == entry.shape[0] and change.shape[1] > entry.shape[1]:
+        raise ValueError(
+            f"{what} is a control LoRA, which takes a control picture; such are not supported. ({module} has "
+            f"{change.shape[1]} inputs, {entry.shape[1]} in this checkpoint.)"
+        )
     if entry.shape != change.shape:
         raise ValueError(
             f"{what}: {module} changes {list(change.shape)} of {key}, which is {list(entry.shape)} in this checkpoint. "
