@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.precision import BF16, BFP8
 from tt_flux_kontext.residency import Models
 
-gguf = pytest.importorskip("gguf")
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # that gguf can write
 BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ2_S", "TQ2_0", "MXFP4")  # that it can read

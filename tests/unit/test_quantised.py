@@ -157,6 +157,29 @@ def test_other_scales_are_other_weights_to_the_cache(tiny_checkpoint, tmp_path, 
     assert len(list((tmp_path / "cache").glob("t5-*"))) == 2
 
 
+def test_adapters_change_dequantised_weights(tiny_checkpoint, transformer, file, mesh_device):
+    weights, scales = scaled(transformer, torch.float8_e4m3fn, per_row=True)
+    save_file(marked(weights, scales), file)
+    save_file(dequantised(weights, scales), file.with_name("float32.safetensors"))
+    generator = torch.Generator().manual_seed(0)
+    adapter = {
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.randn(4, 128, generator=generator),
+        "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.randn(128, 4, generator=generator),
+    }
+
+    def edit(path: Path, adapted: bool = True) -> torch.Tensor:
+        pipe = FluxKontextPipeline.from_single_file(
+            path, config=tiny_checkpoint, device=mesh_device, precision="bfp8_mixed"
+        )
+        if adapted:
+            pipe.load_lora_weights(adapter)
+        small = {"max_area": 64 * 64, "max_sequence_length": 32, "num_inference_steps": 1, "output_type": "latent"}
+        return pipe(prompt="a cat", generator=torch.Generator().manual_seed(0), **small).images
+
+    out, wanted = edit(file), edit(file.with_name("float32.safetensors"))
+    assert torch.equal(out, wanted) and not torch.equal(out, edit(file, adapted=False))
+
+
 class TestRefusals:
     """By the header, before anything is on the device."""
 
@@ -186,6 +209,7 @@ class TestRefusals:
             ("bitsandbytes in 8 bits", ["SCB", "weight_format"]),
             ("SVDQuant (nunchaku)", ["qweight", "wscales", "lora_down", "lora_up", "smooth_factor"]),
             ("GPTQ or AWQ", ["qweight", "qzeros", "scales"]),
+            ("optimum-quanto", ["weight._data", "weight._scale"]),
         ],
     )
     def test_other_quantisations(self, transformer, refused, name, keys):

@@ -19,6 +19,7 @@ from tests.single_files import black_forest_labs, latent_diffusion
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError, hub
 from tt_flux_kontext.checkpoint.black_forest_labs import sources
+from tt_flux_kontext.checkpoint.safetensors_file import StoredTensor
 from tt_flux_kontext.checkpoint.single_file import SingleFile
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.planner.kontext_dev import CONFIGS
@@ -122,6 +123,7 @@ class TestValues:
         """What compares texts with pictures is left out."""
         tensors = load_file(tiny_checkpoint / CLIP)
         others = {"logit_scale": torch.tensor(4.6), "text_projection.weight": torch.zeros(8, 8)}
+        others |= {"visual_projection.weight": torch.zeros(8, 8), "vision_model.post_layernorm.bias": torch.zeros(8)}
         save_file(tensors | others, tmp_path / "clip_l.safetensors")
         check_same(tmp_path / "clip_l.safetensors", "text_encoder", tensors)
 
@@ -162,6 +164,10 @@ class TestPipeline:
             pipe(image, "a cat", generator=torch.Generator().manual_seed(0), **FAST).images for pipe in pipes
         )
         assert torch.equal(out, wanted)
+
+    def test_nothing_but_headers_is_read(self, tiny_checkpoint, file, mesh_device, monkeypatch):
+        monkeypatch.setattr(StoredTensor, "read", None)
+        FluxKontextPipeline.from_single_file(file, config=tiny_checkpoint, device=mesh_device)
 
     def test_what_is_in_no_file_comes_from_the_folder(self, tiny_checkpoint, file, mesh_device):
         checkpoint = Checkpoint.of_files(file, tiny_checkpoint, {"vae": None})

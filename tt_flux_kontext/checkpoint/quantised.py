@@ -28,7 +28,8 @@ _OTHERS = {
     "smooth_factor": "SVDQuant (nunchaku)",
     "lora_down": "SVDQuant (nunchaku)",
     "qzeros": "GPTQ or AWQ",
-    "qweight": "a format with qweight",
+    "qweight": "GPTQ, AWQ or one of their kind",
+    "weight._data": "optimum-quanto",
 }
 _ADVICE = "Give it in bfloat16, float16 or float8, or as GGUF: weights get the device's formats on their way to it."
 

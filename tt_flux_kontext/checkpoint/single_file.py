@@ -32,7 +32,8 @@ _SIGNS = {
     "text_encoder_2": re.compile(r"encoder\.block\."),
     "vae": re.compile(r"decoder\.(mid|mid_block|up|up_blocks)\."),
 }
-_UNUSED = ("logit_scale", "text_projection.weight")  # of a whole CLIP, which goes on to compare texts with pictures
+# Of a whole CLIP, which goes on to compare texts with pictures.
+_UNUSED = re.compile(r"(logit_scale|text_projection\.|visual_projection\.|vision_model\.)")
 
 
 def find_file(source: str | os.PathLike) -> Path:
@@ -77,14 +78,8 @@ class SingleFile(Tensors):
         if not any(map(_SIGNS[component].match, stored)):
             raise CheckpointError(f"{file} holds no {component} of FLUX.1. It has {listing(sorted(stored), 4)}.")
         if component.startswith("text_encoder"):
-            return {key: entry for key, entry in stored.items() if key not in _UNUSED}
-        if component == "transformer" and any(key.startswith(("double_blocks.", "single_blocks.")) for key in stored):
-            double, single = (_count(stored, rf"{kind}_blocks\.(\d+)\.") for kind in ("double", "single"))
-            return _renamed(stored, black_forest_labs.sources(double, single))
-        if component == "vae" and any(key.startswith("decoder.mid.") for key in stored):
-            levels, layers = _count(stored, r"decoder\.up\.(\d+)\."), _count(stored, r"decoder\.up\.0\.block\.(\d+)\.")
-            return _renamed(stored, {name: Source(theirs) for name, theirs in ldm.modules(levels, layers).items()})
-        return stored
+            return {key: entry for key, entry in stored.items() if not _UNUSED.match(key)}
+        return _renamed(stored, _sources(stored, component))
 
 
 def _tensors_in(file: Path) -> Mapping[str, Entry]:
@@ -109,6 +104,15 @@ def _without_prefix(stored: Mapping[str, Entry], component: str) -> dict[str, En
 def _count(keys: Iterable[str], pattern: str) -> int:
     """Different numbers in the keys that begin so."""
     return len({found[1] for found in map(re.compile(pattern).match, keys) if found})
+
+
+def _sources(stored: Mapping[str, Entry], component: str) -> dict[str, Source]:
+    """Of diffusers' modules; none where the names are diffusers' own."""
+    if component == "transformer":
+        double, single = (_count(stored, rf"{kind}_blocks\.(\d+)\.") for kind in ("double", "single"))
+        return black_forest_labs.sources(double, single) if double + single else {}
+    levels, layers = _count(stored, r"decoder\.up\.(\d+)\."), _count(stored, r"decoder\.up\.0\.block\.(\d+)\.")
+    return {name: Source(theirs) for name, theirs in ldm.modules(levels, layers).items()} if levels else {}
 
 
 def _renamed(stored: dict[str, Entry], sources: Mapping[str, Source]) -> dict[str, Entry]:
