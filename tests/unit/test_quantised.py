@@ -133,7 +133,8 @@ def test_a_folder_in_float8(tiny_checkpoint, tmp_path, mesh_device, kind):
 
 def test_a_t5_in_scaled_float8(tiny_checkpoint, tmp_path):
     weights, scales = scaled(load_file(tiny_checkpoint / T5), torch.float8_e4m3fn, per_row=False)
-    save_file(marked(weights, scales), tmp_path / "t5xxl_fp8_e4m3fn_scaled.safetensors")
+    empty = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    save_file(marked(weights, scales) | empty, tmp_path / "t5xxl_fp8_e4m3fn_scaled.safetensors")
     tensors = SingleFile(tmp_path / "t5xxl_fp8_e4m3fn_scaled.safetensors", "text_encoder_2")
     wanted = dequantised(weights, scales)
     assert tensors.entries.keys() == wanted.keys()
@@ -222,6 +223,13 @@ class TestRefusals:
         refused(described(weights, scales, name), f"is quantised as {name}", "which is not read")
         tensors = weights | {f"{layer}.weight_scale": scale for layer, scale in scales.items()}
         refused(tensors, f"is quantised as {name} ({QKV})", metadata=header(QKV, name=name))
+
+    def test_blocks_with_scales_of_their_own(self, transformer, refused):
+        """As NVFP4 has them: by the format's name, before any oddity of the scales."""
+        bytes_ = {f"{QKV}.weight": torch.zeros(384, 64, dtype=torch.uint8), f"{QKV}.weight_scale_2": torch.ones(())}
+        bytes_ |= {f"{QKV}.weight_scale": torch.ones(384, 8).to(torch.float8_e4m3fn)}
+        refused(transformer | bytes_, f"is quantised as nvfp4 ({QKV})", metadata=header(QKV, name="nvfp4"))
+        refused(transformer | bytes_, f"{QKV}.weight_scale [384, 8]", "is no scale of")
 
     def test_a_rotated_weight(self, quantised, refused):
         weights, scales = quantised

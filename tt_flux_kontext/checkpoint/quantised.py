@@ -42,6 +42,8 @@ def with_scales(headers: Headers) -> dict[str, StoredTensor]:
     """
     entries, formats = headers.entries, headers.formats
     _refuse_others(entries)
+    for layer, given in formats.items():
+        _check_format(layer, given, entries)
     tensors, scales, marked = {}, {}, []
     for key, entry in entries.items():
         layer, _, name = key.rpartition(".")
@@ -60,8 +62,6 @@ def with_scales(headers: Headers) -> dict[str, StoredTensor]:
         weight = tensors[f"{layer}.weight"]
         _check_scale(scale, weight)
         tensors[weight.key] = replace(weight, scale=scale)
-    for layer, given in formats.items():
-        _check_format(layer, given, entries)
     for key, entry in tensors.items():
         described = key.removesuffix(".weight") in formats
         marks = len(entry.shape) > 1 and entry.dtype in FLOAT8 and key.startswith(tuple(marked))
