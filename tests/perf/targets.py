@@ -1,4 +1,4 @@
-"""What an edit takes on each system, held in targets.json, and the command that renews it.
+"""What an edit takes on each system, held in targets.json, and the command that renews it and PERF.md.
 
     python -m tests.perf.targets                               # plans anew, on TT-NN's mock device
     python -m tests.perf.targets --measured out/measured*.json # takes over what a card took
@@ -16,6 +16,7 @@ from tt_flux_kontext.planner.plan import EVERYWHERE, PhasePlan, Plan, Request, p
 from tt_flux_kontext.planner.systems import SYSTEMS
 
 PATH = Path(__file__).with_name("targets.json")
+PERF_MD = Path(__file__).parents[2] / "PERF.md"
 RENEW = "python -m tests.perf.targets"
 # On one chip the most accurate one that fits; on several the one for speed.
 PRECISIONS = dict.fromkeys(SYSTEMS, "bfp8_mixed") | {"p100": "bf16", "p150": "bf16"}
@@ -39,6 +40,24 @@ FIGURES = {
     "measured": ("measured seconds", 0.10),
 }
 SUMS = ("ops", "traffic", "link_bytes", "upload")  # over the phases of an edit
+
+
+_PERF_MD = f"""# Performance
+
+FLUX.1 Kontext [dev], batch 1, 1024 x 1024 with a reference picture of that size, {STEPS} steps. Nothing has run on a
+card yet: modelled times are the planner's, of an edit that is not its process's first, uploads of weights included.
+[tt_flux_kontext/planner/README.md](tt_flux_kontext/planner/README.md) says how far off they were where public figures
+could be compared.
+
+| system | precision | Sec/Image, modelled | Sec/Image, measured | step, modelled (ms) | images a minute, modelled |
+|---|---|---|---|---|---|
+%s
+
+`pytest tests/perf -k measured` measures on the card that is there: stages as JSON in `out/`, which
+`python -m tests.perf.targets --measured FILE` makes the targets, and the CSV that tt-metal's CI reads. The markers are
+`models_performance_bare_metal` (a whole edit) and `models_device_performance_bare_metal` (a step).
+`python -m tests.perf.targets` writes this page.
+"""
 
 
 def load() -> dict[str, dict]:
@@ -110,10 +129,24 @@ def take_over(reports: list[Path]) -> None:
     _write(targets)
 
 
+def perf_md(targets: dict[str, dict]) -> str:
+    """PERF.md, in the form that maintainers of tt-metal expect; of what `load` gives."""
+    rows = []
+    for key, target in targets.items():
+        _, at_once = JOBS[key]
+        planned, measured = target["planned"], target.get("measured", {})
+        seconds = planned[EDIT]["seconds"]
+        cells = key, target["precision"], f"{seconds:.1f}", f"{measured[EDIT]:.1f}" if EDIT in measured else ""
+        cells += f"{1000 * planned['step']['seconds']:.0f}", f"{60 * at_once / seconds:.1f}"
+        rows.append(f"| {' | '.join(cells)} |")
+    return _PERF_MD % "\n".join(rows)
+
+
 def _write(targets: dict) -> None:
     new = PATH.with_suffix(".json.new")
     new.write_text(json.dumps(targets, indent=2) + "\n")
     os.replace(new, PATH)
+    PERF_MD.write_text(perf_md(targets))
 
 
 def _rounded(seconds: float) -> float:

@@ -3,6 +3,7 @@
 A change for the better fails as one for the worse does. An intended one is written down with a command, see `targets`.
 """
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -10,8 +11,17 @@ from dataclasses import replace
 import pytest
 
 from tests.perf import targets, tt_dit_flux1
-from tests.perf.measured import DEVICE_STEP, edit_seconds, report, step_seconds, system_name
-from tests.perf.targets import EDIT, JOBS, PRECISIONS, RENEW, SQUARE, STAGES, STEPS, off_target
+from tests.perf.measured import (
+    DEVICE_STEP,
+    FIRST_EDIT,
+    OUT,
+    edit_seconds,
+    report,
+    step_seconds,
+    system_name,
+    write_perf_csv,
+)
+from tests.perf.targets import EDIT, JOBS, PRECISIONS, RENEW, SQUARE, STAGES, STEPS, off_target, perf_md
 from tests.systems import slow_unless_always
 from tt_flux_kontext.backend import choose
 from tt_flux_kontext.checkpoint import Checkpoint
@@ -134,6 +144,9 @@ def test_measured_edit(card, capsys):
     system = system_name()
     editor = full_size_editor(card, _precision(system))
     seconds = edit_seconds(editor, full_size_edit(SQUARE, SQUARE, images=1, text_tokens=512, steps=STEPS))
+    expected = targets.load().get(system, {}).get("planned", {}).get(EDIT, {}).get("seconds", math.nan)
+    setting = f"{system}_{_precision(system)}_1024x1024_{STEPS}_steps"
+    write_perf_csv(OUT, setting, seconds[FIRST_EDIT], seconds[EDIT], expected)
     _report_and_hold(f"measured_edit_{system}.json", system, seconds, capsys)
 
 
@@ -171,8 +184,8 @@ def test_measuring_covers_the_edit(tiny_checkpoint, mesh_device):
     pipe = FluxKontextPipeline(Checkpoint(tiny_checkpoint), mesh_device)
     edit = full_size_edit((64, 64), (64, 64), images=1, text_tokens=32, steps=3)
     seconds = edit_seconds(pipe._editor, edit)
-    assert set(seconds) == {*STAGES, "transformer weights", EDIT}
-    others = sum(seconds[name] for name in seconds if name not in ("step", EDIT))
+    assert set(seconds) == {*STAGES, "transformer weights", EDIT, FIRST_EDIT}
+    others = sum(seconds[name] for name in seconds if name not in ("step", EDIT, FIRST_EDIT))
     assert seconds[EDIT] == pytest.approx(others + 3 * seconds["step"])
     step = step_seconds(pipe._editor, edit)
     assert list(step) == [DEVICE_STEP] and 0 < step[DEVICE_STEP] < seconds[EDIT]
@@ -188,11 +201,31 @@ def test_both_directions_are_off_target(factor, complaints):
 
 def test_measured_figures_become_targets(tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "PATH", tmp_path / "targets.json")
-    targets.PATH.write_text(json.dumps({"n150": {"precision": "bfp8", "planned": {}}}))
+    monkeypatch.setattr(targets, "PERF_MD", tmp_path / "PERF.md")
+    planned = {"edit": {"seconds": 98.0}, "step": {"seconds": 3.4}}
+    targets.PATH.write_text(json.dumps({"n150": {"precision": "bfp8", "planned": planned}}))
     row = {"system": "n150", "stage": "step", "seconds": 1.23456, "kind": "measured"}
-    (tmp_path / "card.json").write_text(json.dumps([row]))
+    (tmp_path / "card.json").write_text(json.dumps([row, row | {"stage": "edit", "seconds": 99}]))
     targets.take_over([tmp_path / "card.json"])
-    assert targets.load()["n150"] == {"precision": "bfp8", "planned": {}, "measured": {"step": 1.235}}
+    measured = {"step": 1.235, "edit": 99.0}
+    assert targets.load()["n150"] == {"precision": "bfp8", "planned": planned, "measured": measured}
+    assert "| n150 | bfp8 | 98.0 | 99.0 | 3400 | 0.6 |" in targets.PERF_MD.read_text()
     (tmp_path / "emulated.json").write_text(json.dumps([row | {"kind": "emulated"}]))
     with pytest.raises(ValueError, match="not measured on a card"):
         targets.take_over([tmp_path / "emulated.json"])
+
+
+def test_the_page_has_the_targets():
+    assert targets.PERF_MD.read_text() == perf_md(targets.load()), f"renew it: {RENEW}"
+
+
+def test_csv_is_what_tt_metals_ci_reads(tmp_path):
+    """Its checker splits two lines at commas, takes the row by the columns' names, and reads numbers."""
+    file = write_perf_csv(tmp_path, "n150_bfp8", first=120.0, second=100.0, expected=98.25)
+    assert file.name.startswith("perf_flux1_kontext_dev_n150_bfp8_20")
+    columns, values = csv.reader(file.open(), skipinitialspace=True)
+    row = dict(zip(columns, values, strict=True))
+    assert columns[:4] == ["Model", "Setting", "Batch", "First Run (sec)"] and len(columns) == 12
+    assert float(row["Inference Time (sec)"]) == 100 and float(row["Expected Inference Time (sec)"]) == 98.25
+    assert float(row["Compile Time (sec)"]) == 20 and math.isnan(float(row["Expected Compile Time (sec)"]))
+    assert float(row["Throughput (batch*inf/sec)"]) == 0.01
