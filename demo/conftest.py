@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from demo.results import can_be_saved
 from tt_flux_kontext.device import choose_device
-from tt_flux_kontext.pictures import to_rgb
+from tt_flux_kontext.pictures import to_rgb, upright
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -22,6 +22,8 @@ class Options:
 
     prompt: str
     image: Image.Image
+    mask: Image.Image | None  # white where the picture is painted anew
+    references: tuple[Image.Image, ...]
     out: Path
     weights: str | None
     device: str
@@ -52,6 +54,10 @@ class Options:
             "Device": self.device,
             "Software": "tt_flux_kontext",
         }
+        if self.mask:
+            fields["Mask"] = "yes"
+        if self.references:
+            fields["References"] = len(self.references)
         if self.split:
             fields["Split"] = "{}x{}".format(*self.split)
         return f"{self.prompt}\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
@@ -61,6 +67,10 @@ def pytest_addoption(parser):
     group = parser.getgroup("FLUX.1 Kontext demo")
     group.addoption("--prompt", default="make the circle red", help="what to change (default: %(default)s)")
     group.addoption("--image", default=str(PICTURES / "circle.png"), help="picture to edit (default: a bundled one)")
+    group.addoption("--mask", metavar="FILE", help="picture that is white where to edit; all else stays as it is")
+    group.addoption(
+        "--reference", metavar="FILE", nargs="+", action="extend", help="more pictures for the model to look at"
+    )
     group.addoption("--out", default="out/edited.png", help="where the result goes (default: %(default)s)")
     group.addoption("--weights", help="checkpoint folder or hub id (default: the tiny one in demo/tiny_kontext)")
     group.addoption("--device", help="silicon, emulated, emulated:t3k, ... (default: a card where there is one)")
@@ -98,7 +108,9 @@ def _options(given, device: str) -> Options:
         raise ValueError(f"--width {given.width} --height {given.height}: both must be at least 16 pixels.")
     return Options(
         prompt=given.prompt,
-        image=_read_picture(given.image),
+        image=to_rgb(_read_picture(given.image, "--image")),
+        mask=_read_picture(given.mask, "--mask") if given.mask else None,
+        references=tuple(to_rgb(_read_picture(path, "--reference")) for path in given.reference or ()),
         out=_writable(Path(given.out)),
         weights=given.weights,
         device=device,
@@ -127,19 +139,20 @@ def _writable(out: Path) -> Path:
     return out
 
 
-def _read_picture(path: str) -> Image.Image:
+def _read_picture(path: str, option: str) -> Image.Image:
+    """Upright."""
     with suppress(ImportError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
     try:
-        return to_rgb(Image.open(path))
+        return upright(Image.open(path), option)
     except FileNotFoundError as error:
-        raise ValueError(f"--image {path}: there is no such file.") from error
+        raise ValueError(f"{option} {path}: there is no such file.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         plugin = Path(path).suffix.lower() in (".heic", ".heif")
         hint = " HEIC is read with the package pillow-heif: pip install pillow-heif." if plugin else ""
-        raise ValueError(f"--image {path}: it can't be read as a picture ({error}).{hint}") from error
+        raise ValueError(f"{option} {path}: it can't be read as a picture ({error}).{hint}") from error
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxKontextInpaintPipeline
 from PIL import Image
 
 from demo.results import before_after, with_parameters
@@ -17,6 +18,7 @@ from reference.gallery import save
 from reference.pipeline import TINY_KONTEXT, load, quiet
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.checkpoint import CheckpointError
+from tt_flux_kontext.masks import fit, read_masks
 from tt_flux_kontext.residency import DoesNotFit
 from tt_flux_kontext.resolution import output_size
 
@@ -30,7 +32,7 @@ flat one it compares the noise."""
 def test_edit(mesh_device, options, report, capfd):
     tiny = options.weights is None
     weights = options.weights or TINY_KONTEXT
-    image = options.image
+    image, references = options.image, list(options.references)
     arguments = {"prompt": options.prompt, "num_inference_steps": options.steps, "guidance_scale": options.guidance}
     if options.size:
         height, width = options.size
@@ -40,7 +42,10 @@ def test_edit(mesh_device, options, report, capfd):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
         arguments |= {"height": height, "width": width, "max_area": height * width}
         arguments |= {"_auto_resize": False, "max_sequence_length": 64}
+        references = [_at_tiny_size(reference) for reference in references]
     arguments["image"] = image
+    if options.mask:
+        arguments["mask_image"] = options.mask
 
     edited, timings = {}, Counter()
     try:
@@ -49,7 +54,8 @@ def test_edit(mesh_device, options, report, capfd):
             for seed in options.seeds:
                 print()
                 start = time.perf_counter()
-                picture = pipe(generator=torch.Generator().manual_seed(seed), **arguments).images[0]
+                generator = torch.Generator().manual_seed(seed)
+                picture = pipe(generator=generator, reference_images=references, **arguments).images[0]
                 seconds = time.perf_counter() - start
                 edited[seed] = picture
                 timings.update(pipe.timings)
@@ -69,13 +75,27 @@ def test_edit(mesh_device, options, report, capfd):
     report.append(f"{'made by:':<20} {options.model} in {pipe.precision.name}, {where}")
     report += [f"{name:<20}{seconds:>8.2f} s" for name, seconds in timings.items()]
     report.append(f"{'total':<20}{sum(timings.values()):>8.2f} s")
-    if tiny:  # small enough for torch in float32 beside it
+    if tiny and references:
+        report.append("No comparison with diffusers, which has one reference.")
+    elif tiny:  # small enough for torch in float32 beside it
         with quiet():
             theirs = load(weights)
+            if options.mask:
+                theirs = FluxKontextInpaintPipeline(**theirs.components)
+                theirs.set_progress_bar_config(disable=True)
             for seed, picture in edited.items():
                 expected = theirs(generator=torch.Generator().manual_seed(seed), **arguments).images[0]
+                if options.mask:  # outside it diffusers gives back what the VAE makes of the picture
+                    painted = fit(read_masks(options.mask), (height, width))[0, 0]
+                    expected = Image.composite(expected, image, Image.fromarray(painted.numpy()))
                 _compare(picture, expected, report)
+    if tiny:
         report.append("These weights know coloured shapes alone. FLUX.1 Kontext's own: --weights FOLDER_OR_HUB_ID")
+
+
+def _at_tiny_size(picture: Image.Image) -> Image.Image:
+    height, width = output_size(*picture.size[::-1], TINY_AREA, MULTIPLE)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _compare(edited: Image.Image, expected: Image.Image, report: list[str]) -> None:

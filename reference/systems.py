@@ -87,7 +87,7 @@ def main() -> None:
     total = PROGRESS * len(EVERYWHERE)
     try:
         with tqdm(total=total, desc="TT-NN's mock device", leave=False, disable=None) as bar:
-            plans = plan_everywhere(Request(SQUARE, SQUARE, PRECISION), bar.update)
+            plans = plan_everywhere(Request(SQUARE, [SQUARE], PRECISION), bar.update)
     except RuntimeError as error:
         sys.exit(str(error))
     png = io.BytesIO()

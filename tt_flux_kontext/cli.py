@@ -31,9 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     chips.add_argument(
         "--at-once", type=int, default=1, metavar="N", help="edits side by side, each on a part of the chips"
     )
-    add.add_argument("--width", type=int, default=1024, help="of the result and the reference, in pixels")
-    add.add_argument("--height", type=int, default=1024, help="of the result and the reference, in pixels")
-    add.add_argument("--text-to-image", action="store_true", help="no reference")
+    add.add_argument("--width", type=int, default=1024, help="of the result and each reference, in pixels")
+    add.add_argument("--height", type=int, default=1024, help="of the result and each reference, in pixels")
+    add.add_argument(
+        "--references", type=int, default=1, metavar="N", help="the picture to edit and others; 0 for text to image"
+    )
+    add.add_argument("--mask", action="store_true", help="that keeps a part of the picture to edit")
     add.add_argument("--steps", type=int, default=28)
     add.add_argument("--precision", choices=PRECISIONS, help="default: the most accurate one that fits")
     add.add_argument("--json", action="store_true")
@@ -44,6 +47,10 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--{name} must be a multiple of 16, not {getattr(arguments, name)}")
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, not {arguments.steps}")
+    if arguments.references < 0:
+        parser.error(f"--references must be at least 0, not {arguments.references}")
+    if arguments.mask and not arguments.references:
+        parser.error("--mask is of a picture, which is a reference: it takes --references 1 or more")
     if arguments.at_once < 1:
         parser.error(f"--at-once must be at least 1, not {arguments.at_once}")
     if arguments.all_systems and (arguments.split or arguments.at_once > 1):
@@ -54,9 +61,10 @@ def main(argv: list[str] | None = None) -> None:
     size = arguments.height, arguments.width
     request = Request(
         size=size,
-        reference=None if arguments.text_to_image else size,
+        references=[size] * arguments.references,
         precision=arguments.precision,
         steps=arguments.steps,
+        masked=arguments.mask,
     )
     total = PROGRESS * (len(EVERYWHERE) if arguments.all_systems else 1)
     try:

@@ -14,15 +14,15 @@ SYSTEM = "n150"  # where the usual edit is planned; tests/perf has it on all sys
 # All buckets but the square have a token count that fills no tile. Each is the reference's size here or the result's.
 WIDE = [(height, width) for width, height in PREFERRED_KONTEXT_RESOLUTIONS if width > height]
 BUCKETS = [
-    Request(size=(width, height), reference=(height, width), precision="bfp8", images=images)
+    Request(size=(width, height), references=[(height, width)], precision="bfp8", images=images)
     for (height, width), images in zip(WIDE, (2, 1, 1, 1, 1, 1, 1, 1), strict=True)
 ]
 SOME, OTHERS = BUCKETS[::3], BUCKETS[1::3] + BUCKETS[2::3]  # what every run has, and what slow ones have besides
 ON_P150 = [
-    Request((512, 512), (512, 512), "bf16", text_tokens=77),
-    Request(SQUARE, None, "bf16"),  # text to image
+    Request((512, 512), [(512, 512), (768, 512)], "bf16", text_tokens=77, masked=True),
+    Request(SQUARE, [], "bf16"),  # text to image
 ]
-TOO_LARGE = Request(SQUARE, SQUARE, "bf16")
+TOO_LARGE = Request(SQUARE, [SQUARE], "bf16")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -96,11 +96,11 @@ def test_all_buckets():
 @pytest.mark.slow
 @pytest.mark.parametrize("system", MESHES)
 def test_meshes_take_other_sizes(system):
-    """Maps whose rows fill no tiles, and texts that chips can't share evenly."""
+    """Maps whose rows fill no tiles, texts that chips can't share evenly, a mask with two references."""
     requests = [
-        Request((944, 1104), (1104, 944), "bfp8_mixed"),
-        Request((752, 1392), None, "bfp8_mixed", images=2),
-        Request((512, 512), (512, 512), "bfp8_mixed", text_tokens=77),
+        Request((944, 1104), [(1104, 944)], "bfp8_mixed"),
+        Request((752, 1392), [], "bfp8_mixed", images=2),
+        Request((512, 512), [(512, 512), (768, 512)], "bfp8_mixed", text_tokens=77, masked=True),
     ]
     for each in plan(system, requests):
         assert [phase.name for phase in each.phases] == PHASES, each.request

@@ -68,7 +68,7 @@ def load() -> dict[str, dict]:
 def square_plan(key: str) -> Plan:
     """The edit of a key of JOBS."""
     system, at_once = JOBS[key]
-    (edit,) = plan(system, [Request(SQUARE, SQUARE, PRECISIONS[system], steps=STEPS)], at_once=at_once)
+    (edit,) = plan(system, [Request(SQUARE, [SQUARE], PRECISIONS[system], steps=STEPS)], at_once=at_once)
     return edit
 
 

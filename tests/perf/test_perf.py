@@ -143,7 +143,7 @@ def test_measured_edit(card, capsys):
     """Seconds by stage. The weights have their size but no values: loading them from files is not in the figures."""
     system = system_name()
     editor = full_size_editor(card, _precision(system))
-    seconds = edit_seconds(editor, full_size_edit(SQUARE, SQUARE, images=1, text_tokens=512, steps=STEPS))
+    seconds = edit_seconds(editor, full_size_edit(SQUARE, [SQUARE], images=1, text_tokens=512, steps=STEPS))
     expected = targets.load().get(system, {}).get("planned", {}).get(EDIT, {}).get("seconds", math.nan)
     setting = f"{system}_{_precision(system)}_1024x1024_{STEPS}_steps"
     write_perf_csv(OUT, setting, seconds[FIRST_EDIT], seconds[EDIT], expected)
@@ -155,7 +155,7 @@ def test_measured_step(card, capsys):
     """Seconds of a denoising step between two waits for the device, which takes far longer than to queue its work."""
     system = system_name()
     editor = full_size_editor(card, _precision(system))
-    seconds = step_seconds(editor, full_size_edit(SQUARE, SQUARE, images=1, text_tokens=512, steps=6))
+    seconds = step_seconds(editor, full_size_edit(SQUARE, [SQUARE], images=1, text_tokens=512, steps=6))
     _report_and_hold(f"measured_step_{system}.json", system, seconds, capsys)
 
 
@@ -182,7 +182,7 @@ def _hold(lines: list[str], command: str) -> None:
 def test_measuring_covers_the_edit(tiny_checkpoint, mesh_device):
     """The functions of the measured tests, with tiny models on the device at hand."""
     pipe = FluxKontextPipeline(Checkpoint(tiny_checkpoint), mesh_device)
-    edit = full_size_edit((64, 64), (64, 64), images=1, text_tokens=32, steps=3)
+    edit = full_size_edit((64, 64), [(64, 64)], images=1, text_tokens=32, steps=3)
     seconds = edit_seconds(pipe._editor, edit)
     assert set(seconds) == {*STAGES, "transformer weights", EDIT, FIRST_EDIT}
     others = sum(seconds[name] for name in seconds if name not in ("step", EDIT, FIRST_EDIT))

@@ -73,6 +73,34 @@ def test_a_smaller_result_is_of_the_whole_picture(tmp_path):
     assert "Seed: 0, Size: 128x128" in parameters_of(out)
 
 
+def test_a_mask(tmp_path):
+    """Of two circles one is edited, and the other stays as it is."""
+    source, mask, out = (tmp_path / name for name in ("in.png", "mask.png", "edited.png"))
+    picture = Image.new("RGB", (128, 128), (240, 240, 238))
+    for left in (12, 72):
+        ImageDraw.Draw(picture).ellipse((left, 42, left + 44, 86), fill=(40, 80, 220))
+    picture.save(source)
+    white = Image.new("RGB", (256, 256))
+    white.paste("white", (0, 0, 128, 256))
+    white.save(mask)
+    result = demo("--image", str(source), "--mask", str(mask), "--out", str(out), "--steps", "8")
+    assert result.returncode == 0, result.stdout
+    assert "PCC with diffusers" in result.stdout and "Mask: yes" in parameters_of(out)
+    before, after = np.asarray(picture).astype(int), np.asarray(Image.open(out)).astype(int)
+    assert np.array_equal(before[:, 64:], after[:, 64:])
+    red = (after[..., 0] > 150) & (after[..., 1:] < 110).all(axis=2)
+    assert red[60:70, 30:40].all()
+
+
+def test_references(tmp_path):
+    """More than diffusers takes."""
+    out, circle = tmp_path / "edited.png", str(ROOT / "demo" / "pictures" / "circle.png")
+    result = demo("--reference", circle, circle, "--reference", circle, "--out", str(out), "--steps", "2")
+    assert result.returncode == 0, result.stdout
+    assert "No comparison with diffusers, which has one reference." in result.stdout
+    assert "References: 3" in parameters_of(out)
+
+
 def test_on_several_chips(tmp_path):
     out = tmp_path / "edited.png"
     result = demo("--device", "emulated:t3k", "--split", "2,4", "--out", str(out), "--steps", "2")
@@ -104,6 +132,10 @@ WRONG = [
     (["--image", "no.png"], "--image no.png: there is no such file."),
     (["--image", "README.md"], "--image README.md: it can't be read as a picture"),
     (["--image", "HEIC"], "pip install pillow-heif"),
+    (["--mask", "no.png"], "--mask no.png: there is no such file."),
+    (["--mask", "README.md"], "--mask README.md: it can't be read as a picture"),
+    (["--mask", "BLACK", "--steps", "1"], "`mask_image` leaves nothing to paint anew"),
+    (["--reference", "demo/pictures/circle.png", "no.png"], "--reference no.png: there is no such file."),
     (["--device", "gpu"], "Unknown device 'gpu': it is one of silicon, emulated."),
     (["--device", "emulated:tk3"], "Unknown device 'emulated:tk3': it is silicon, emulated, or one of emulated:n150"),
     (["--split", "4x2"], "--split 4x2: two numbers of chips, for tokens and for features, as 4,2."),
@@ -126,7 +158,10 @@ RUN_ALL = (
 def test_says_what_is_wrong(tmp_path):
     heic = tmp_path / "phone.heic"
     heic.write_bytes(HEIC)
-    given = [[str(heic) if word == "HEIC" else word for word in arguments] for arguments, _ in WRONG]
+    black = tmp_path / "black.png"
+    Image.new("L", (8, 8)).save(black)
+    files = {"HEIC": str(heic), "BLACK": str(black)}
+    given = [[files.get(word, word) for word in arguments] for arguments, _ in WRONG]
     command = [sys.executable, "-u", "-c", RUN_ALL, json.dumps(given)]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     _, *outputs = run.stdout.split("\f")

@@ -51,7 +51,7 @@ def plan() -> Plan:
         phase("step", 28, STEP, [10 * GB, 11 * GB, 10 * GB], 9 * GB, 0),
         phase("vae decoder", 1, DECODER, [10 * GB], 9 * GB, 0),
     ]
-    return Plan("t3k", Request(SQUARE, SQUARE), "bfp8_mixed", "bf16", {}, (4, 2), phases=phases)
+    return Plan("t3k", Request(SQUARE, [SQUARE]), "bfp8_mixed", "bf16", {}, (4, 2), phases=phases)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """FLUX.1 Kontext [dev] without its weights: configs, tensors that have shapes alone, and edits of no meaning."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from tt_flux_kontext.edit import Editor
 from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.weights import Weights
 from tt_flux_kontext.precision import FULL, PRECISIONS
-from tt_flux_kontext.request import Edit, Text
+from tt_flux_kontext.request import Edit, Mask, Text
 from tt_flux_kontext.residency import COMPONENTS, MODELS, Models
 
 CLIP_TOKENS = 77
@@ -92,22 +93,29 @@ def full_size_editor(device, precision: str, split: tuple[int, int] | None = Non
 
 
 def full_size_edit(
-    size: tuple[int, int], reference: tuple[int, int] | None, images: int, text_tokens: int, steps: int = 2
+    size: tuple[int, int],
+    references: Sequence[tuple[int, int]],
+    images: int,
+    text_tokens: int,
+    steps: int = 2,
+    masked: bool = False,
 ) -> Edit:
-    """An edit of a black picture; `size` and `reference` are (height, width) in pixels."""
+    """An edit of black pictures, with arguments as those of a planner's `Request`."""
     height, width = size
+    tokens = (height // 16) * (width // 16)
     return Edit(
         text=Text(clip=[""], t5=[""]),
         negative=None,
         size=(height, width),
-        image_size=reference,
+        picture_sizes=references,
         sigmas=[1 - i / steps for i in range(steps + 1)],
         guidance=2.5,
         true_cfg_scale=1.0,
         images_per_prompt=images,
         max_sequence_length=text_tokens,
-        latents=torch.zeros(images, (height // 16) * (width // 16), 64),
-        image=torch.zeros(1, 3, *reference) if reference else None,
+        mask=Mask(torch.ones(1, tokens, 64), seen=True, mixed=True) if masked else None,
+        latents=torch.zeros(images, tokens, 64),
+        pictures=[torch.zeros(1, 3, *reference) for reference in references],
     )
 
 

@@ -30,19 +30,21 @@ class Request:
 
     Attributes:
         size: (height, width) of the result in pixels.
-        reference: (height, width) of the picture to edit as the VAE gets it; None for text to image.
+        references: (height, width) of the picture to edit and of others, as the VAE gets them; none for text to image.
         precision: a name in `PRECISIONS`; None for the most accurate one that fits.
         images: results per prompt.
         text_tokens: of T5.
         steps: of denoising.
+        masked: whether the result keeps a part of the first reference, which has its size.
     """
 
     size: tuple[int, int]
-    reference: tuple[int, int] | None
+    references: Sequence[tuple[int, int]]
     precision: str | None = None
     images: int = 1
     text_tokens: int = 512
     steps: int = 28
+    masked: bool = False
 
 
 @dataclass(frozen=True)

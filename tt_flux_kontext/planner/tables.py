@@ -10,6 +10,11 @@ def title(plan: Plan) -> str:
     """What was planned, and on what."""
     height, width = plan.request.size
     line = f"{plan.system}: {width} x {height}, {plan.request.steps} steps, {plan.precision}"
+    references = len(plan.request.references)
+    if references != 1:
+        line += f", {references or 'no'} references"
+    if plan.request.masked:
+        line += ", with a mask"
     return line if plan.system in SINGLE_CHIP else f"{line} on {_split(plan)}"
 
 
