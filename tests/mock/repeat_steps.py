@@ -18,7 +18,9 @@ def main() -> None:
         editor = full_size_editor(device, "bfp8_mixed", request["split"])
         mesh = editor.models.parallel["transformer"].mesh
         size = (256, 256)
-        phases = editor.run([full_size_edit(size, [size], images=1, text_tokens=256, steps=request["steps"])])
+        phases = editor.run(
+            [full_size_edit(size, [size], images=1, text_tokens=256, steps=request["steps"], masked=True)]
+        )
         while next(phases).name != "transformer weights":
             pass
         for _ in range(request["steps"]):

@@ -1,10 +1,12 @@
 """Plans for meshes: which chips an edit takes, what is printed, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from tt_flux_kontext import cli
 from tt_flux_kontext.planner.plan import PhasePlan, Plan, Request
-from tt_flux_kontext.planner.tables import comparison, table
+from tt_flux_kontext.planner.tables import comparison, table, title
 
 GB = 10**9
 SQUARE = (1024, 1024)
@@ -34,6 +36,13 @@ def test_tables_of_meshes_have_what_goes_over_links():
     assert table(planned("n150", (1, 1))).splitlines()[1].endswith("moved     upload   modelled")
 
 
+def test_titles_say_what_is_not_usual():
+    request = Request(SQUARE, [SQUARE] * 2, masked=True)
+    assert title(replace(planned("n150", (1, 1)), request=request)).endswith("bfp8_mixed, 2 references, with a mask")
+    request = Request(SQUARE, [])
+    assert title(replace(planned("n150", (1, 1)), request=request)).endswith("bfp8_mixed, no references")
+
+
 def test_a_first_edit_has_all_weights_to_upload():
     """A host copies for one chip after the other, 12.8 GB/s in all."""
     for system, chips, size in (("n150", 1, "18.0 GB."), ("t3k", 8, "18.0 GB a chip.")):
@@ -61,6 +70,11 @@ def test_systems_side_by_side():
         (["--all-systems", "--report", "folder"], "--report is of one --system"),
         (["--system", "t3k", "--at-once", "0"], "--at-once must be at least 1, not 0"),
         (["--system", "t3k", "--at-once", "2", "--split", "2,1"], "not allowed with argument"),
+        (["--references", "-1"], "--references must be at least 0, not -1"),
+        (
+            ["--references", "0", "--mask"],
+            "--mask is of a picture, which is a reference: it takes --references 1 or more",
+        ),
         (["--system", "t9k"], "invalid choice: 't9k'"),
     ],
 )
