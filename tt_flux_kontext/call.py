@@ -10,7 +10,6 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from tt_flux_kontext.inputs import (
     check_choices,
-    check_colour,
     check_finite,
     check_flags,
     check_unused,
@@ -133,8 +132,8 @@ def read_call(
             another aspect ratio, always of the area `max_area`, and the picture is brought to no other size than
             its own. Where they differ the model sees the picture shifted and cropped.
         mask_image: white where the picture is painted anew, black where it stays, of any kind and size of pictures; one
-            for all, or one per picture. Its edge is on a grid of 8 pixels for the model. The result has the picture's
-            size.
+            for all, or one per picture. Grey counts from one half on, transparency doesn't. For the model the edge is
+            on a grid of 8 pixels. The result has the picture's size.
         strength: of a masked edit, from 0 to 1: below 1 it begins with the picture under some noise, and leaves out
             the steps before.
         padding_mask_crop: edits only the part of the picture around the mask, with as many pixels on each side, at a
@@ -163,7 +162,6 @@ def read_call(
     check_whole(num_images_per_prompt=num_images_per_prompt, max_sequence_length=max_sequence_length)
     check_finite(guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale)
     check_flags(return_dict=return_dict)
-    check_colour(background)
     check_method(reference_method)
     check_choices(max_sequence_length, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
     check_unused(

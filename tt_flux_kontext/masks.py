@@ -161,13 +161,18 @@ class Paste:
 
     def over(self, results: torch.Tensor) -> torch.Tensor:
         """Results [B, 3, h, w] with the pixels around and in them, [B, 3, H, W]; all from 0 to 1."""
-        pictures, mask = (each.repeat(len(results) // len(each), 1, 1, 1) for each in (self.pictures, self.mask))
-        if self.box:
-            left, upper, right, lower = self.box
-            part = _TO_PIXELS.numpy_to_pil(_TO_PIXELS.pt_to_numpy(results))
-            results = pictures.clone()
-            results[..., upper:lower, left:right] = _TO_PIXELS.preprocess(part, lower - upper, right - left)
-        return torch.where(mask, results, pictures)
+        pasted = []
+        for i, result in enumerate(results):
+            picture, mask = self.pictures[i % len(self.pictures)], self.mask[i % len(self.mask)]
+            pasted.append(torch.where(mask, self._at_its_place(result, picture) if self.box else result, picture))
+        return torch.stack(pasted)
+
+    def _at_its_place(self, part: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+        left, upper, right, lower = self.box
+        (part,) = _TO_PIXELS.numpy_to_pil(_TO_PIXELS.pt_to_numpy(part[None]))
+        whole = picture.clone()
+        whole[:, upper:lower, left:right] = _TO_PIXELS.preprocess(part, lower - upper, right - left)[0]
+        return whole
 
 
 def _grey(picture: PIL.Image.Image) -> PIL.Image.Image:

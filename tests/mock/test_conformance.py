@@ -51,6 +51,7 @@ def edits(checkpoint, precision: str, device) -> None:
     pipe(image=picture(96, 64), **common)
     pipe(image=picture(96, 64), negative_prompt="blue", true_cfg_scale=2.0, height=64, width=64, **common)
     pipe(height=96, width=96, **common)
+    pipe(image=picture(96, 64), mask_image=torch.ones(8, 8), reference_images=[picture(64, 64)], **common)
     pipe.edits([{"height": 64, "width": 64} | common] * 2)  # tables of modulation wait on the host
 
 
