@@ -209,8 +209,16 @@ def read_call(
     if mask_image is not None:
         keeps = paste and output_type != "latent"
         image, painted, pasted = masked_input(image, mask_image, size, padding_mask_crop, keeps, vae)
-    rule = vae, _auto_resize, background, results
-    sized = reference_inputs(image, image_reference, reference_images, reference_method, *rule)
+    sized = reference_inputs(
+        image,
+        image_reference,
+        reference_images,
+        vae,
+        method=reference_method,
+        auto_resize=_auto_resize,
+        background=background,
+        results=results,
+    )
     if painted is not None:
         rows = to_rows(painted, vae.scale_factor, vae.latent_channels, results)
         mask = Mask(rows, seen=sized[0] is image, mixed=latents is None)
