@@ -1,30 +1,11 @@
-"""What goes with a result: the parameters in its file, and a sheet of before and after."""
+"""Files of results, and a sheet of before and after."""
 
 import io
 from collections.abc import Sequence
 
-from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
+from PIL import Image, ImageDraw
 
-_WITH_EXIF = ("JPEG", "WEBP")
-
-
-def with_parameters(suffix: str, parameters: str) -> dict:
-    """Arguments of PIL's `save` that put the parameters into a file of the kind that the suffix names.
-
-    They stand where other programs look for them: in a PNG's text `parameters`, in the EXIF field UserComment of JPEG
-    and WebP. Other kinds of file have no place for them.
-    """
-    kind = Image.registered_extensions().get(suffix.lower())
-    if kind == "PNG":
-        text = PngImagePlugin.PngInfo()
-        text.add_itxt("parameters", parameters)
-        return {"pnginfo": text}
-    if kind in _WITH_EXIF:
-        exif = Image.Exif()
-        comment = b"UNICODE\0" + parameters.encode("utf-16-be")
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-        return {"exif": exif}
-    return {}
+from tt_flux_kontext.metadata import with_parameters
 
 
 def can_be_saved(suffix: str) -> bool:

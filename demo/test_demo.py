@@ -12,13 +12,14 @@ import torch
 from diffusers import FluxKontextInpaintPipeline
 from PIL import Image
 
-from demo.results import before_after, with_parameters
+from demo.results import before_after
 from reference.accuracy import pcc
 from reference.gallery import save
 from reference.pipeline import TINY_KONTEXT, load, quiet
 from tt_flux_kontext import FluxKontextPipeline
 from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.masks import fit, read_masks
+from tt_flux_kontext.metadata import with_parameters
 from tt_flux_kontext.residency import DoesNotFit
 from tt_flux_kontext.resolution import output_size
 

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageDraw
 
-from demo.results import with_parameters
+from tt_flux_kontext.metadata import EDITED, GENERATED, with_parameters
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,6 +126,20 @@ def test_parameters_of_any_letters(tmp_path, suffix):
     text, path = "mach den Kreis größer, 赤く ☃\nSteps: 2", tmp_path / f"a{suffix}"
     Image.new("RGB", (32, 32)).save(path, **with_parameters(suffix, text))
     assert parameters_of(path) == text
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("source", [EDITED, GENERATED])
+def test_disclosure(tmp_path, suffix, source):
+    """As Pillow and an XML parser read it, in a file that is still a picture."""
+    path = tmp_path / f"a{suffix}"
+    Image.new("RGB", (32, 32)).save(path, **with_parameters(suffix, "a", source))
+    picture = Image.open(path)
+    picture.load()
+    xmp = picture.info["XML:com.adobe.xmp"] if suffix == ".png" else picture.info["xmp"]
+    (description,) = ElementTree.fromstring(xmp).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    field = description.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
+    assert field == f"http://cv.iptc.org/newscodes/digitalsourcetype/{source}"
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
