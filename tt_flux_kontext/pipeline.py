@@ -167,7 +167,7 @@ class FluxKontextPipeline(LoraLoaderMixin):
 
     @wraps(read_call, assigned=["__doc__"])
     def dispatch(self, *args, **kwargs) -> Iterator[Phase]:
-        (result,) = yield from self._run([read_call(self, *args, **kwargs)])
+        (result,) = yield from self.dispatch_calls([read_call(self, *args, **kwargs)])
         if isinstance(result, Exception):
             raise result
         return result
@@ -197,7 +197,7 @@ class FluxKontextPipeline(LoraLoaderMixin):
             except Exception as error:
                 results.append(error)
         asked = [each for each in results if isinstance(each, Call)]
-        made = iter(finish(self._run(asked)) if asked else ())
+        made = iter(finish(self.dispatch_calls(asked)) if asked else ())
         results = [next(made) if isinstance(each, Call) else each for each in results]
         for number, result in enumerate(results, 1):
             if isinstance(result, Exception):
@@ -254,10 +254,11 @@ class FluxKontextPipeline(LoraLoaderMixin):
         check_host_memory(HOST_BYTES_A_PIXEL * count * height * width, f"{count} pictures of {width} x {height} pixels")
         self._editor.models.reserve(EditSize(text_tokens=0, image_tokens=0, pixels=height * width, results=count))
 
-    def _run(self, calls: Sequence[Call]) -> Iterator[Phase]:
-        """Yields each phase when it is on its way, then waits for it. Returns the results, or their exceptions.
+    def dispatch_calls(self, calls: Sequence[Call]) -> Iterator[Phase]:
+        """`edits` as a generator, of calls whose arguments have been read, for one who holds the `turn`.
 
-        Shows a bar over the steps, and notes the seconds of each phase in `timings`.
+        Yields each phase when it is on its way, then waits for it. Returns the results, or their exceptions. Shows a
+        bar over the steps, and notes the seconds of each phase in `timings`.
         """
         self.timings = {}
         start, at_work = time.perf_counter(), 0
