@@ -1,15 +1,18 @@
 """FLUX.1 Kontext [dev] on Tenstorrent TT-NN."""
 
-from tt_flux_kontext.device import open_device, submeshes
-from tt_flux_kontext.turns import side_by_side
+import importlib
 
-__all__ = ["FluxKontextPipeline", "open_device", "side_by_side", "submeshes"]
+_PLACES = {
+    "FluxKontextPipeline": "tt_flux_kontext.pipeline",
+    "open_device": "tt_flux_kontext.device",
+    "side_by_side": "tt_flux_kontext.turns",
+    "submeshes": "tt_flux_kontext.device",
+}
+__all__ = list(_PLACES)
 
 
 def __getattr__(name: str):
-    """The pipeline at its first use: diffusers and transformers take seconds to import, and not all need them."""
-    if name != "FluxKontextPipeline":
+    """Each at its first use: torch, diffusers and transformers take seconds to import, and not all need them."""
+    if name not in _PLACES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from tt_flux_kontext.pipeline import FluxKontextPipeline
-
-    return FluxKontextPipeline
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -17,6 +17,9 @@ from pathlib import Path
 from types import ModuleType
 
 BACKENDS = {"silicon": "ttnn", "emulated": "tt_flux_kontext.emulator"}
+EMULATED_SYSTEMS = ("n150", "n300", "t3k", "galaxy", "p100", "p150", "p300", "p150x4")
+DEVICES = (*BACKENDS, *(f"emulated:{system}" for system in EMULATED_SYSTEMS))
+"""Names that a device can be opened by."""
 VARIABLE = "TT_FLUX_KONTEXT_BACKEND"
 NODES = Path("/dev/tenstorrent")  # the kernel driver makes one a card
 STAND_INS = ("TT_METAL_SIMULATOR", "TT_METAL_MOCK_CLUSTER_DESC_PATH")  # TT-NN's own, by environment variable

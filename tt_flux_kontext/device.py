@@ -9,11 +9,10 @@ from contextlib import ExitStack, contextmanager
 
 from loguru import logger
 
-from tt_flux_kontext.backend import choose, ttnn
+from tt_flux_kontext.backend import EMULATED_SYSTEMS, choose, ttnn
 from tt_flux_kontext.mesh import system
 
 L1_SMALL_SIZE = 32768  # bytes a core: the sliding-window tables of ttnn.conv2d
-EMULATED_SYSTEMS = ("n150", "n300", "t3k", "galaxy", "p100", "p150", "p300", "p150x4")
 TORCH_DEVICE = "TT_FLUX_KONTEXT_TORCH_DEVICE"  # environment variable: where torch computes for the emulated device
 
 
