@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from tt_flux_kontext.backend import choose
+from tt_flux_kontext.cache_folder import VARIABLE
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import open_device
 from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.residency import MODELS, Models
-from tt_flux_kontext.weight_cache import VARIABLE
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from functools import cache
 import pytest
 
 from tests.perf import targets
+from tt_flux_kontext.cache_folder import VARIABLE
 from tt_flux_kontext.planner.mock_device import available
 from tt_flux_kontext.planner.plan import Plan
-from tt_flux_kontext.weight_cache import VARIABLE
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks

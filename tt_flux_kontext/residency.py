@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.cache_folder import cache_folder
 from tt_flux_kontext.checkpoint import Checkpoint, CheckpointError
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.host_memory import HostWeights, host_memory
@@ -20,7 +21,7 @@ from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.precision import PRECISIONS, Policy
-from tt_flux_kontext.weight_cache import WeightCache, cache_folder
+from tt_flux_kontext.weight_cache import WeightCache
 
 # Bytes of DRAM that stay from phase to phase whatever the edit: TT-NN's tables of windows, and what banks waste.
 LASTING = 126_000_000

@@ -31,16 +31,14 @@ from typing import NamedTuple
 from loguru import logger
 
 from tt_flux_kontext.backend import choose, ttnn
+from tt_flux_kontext.cache_folder import FILLING, HASHES, MANIFEST, STALE
 from tt_flux_kontext.checkpoint import Tensors
 from tt_flux_kontext.mesh import Parallel
 from tt_flux_kontext.precision import Precision
 
-VARIABLE = "TT_FLUX_KONTEXT_CACHE"  # environment variable: the folder; "off", "0" or "" for no cache
 FORMAT = 1  # raise it when the same tensor of a checkpoint gets other values on the device, under the same name
-STALE = 600  # seconds without a new tensor after which an entry in the making is taken for abandoned
 SMALL = 10_000_000  # bytes of a file that is hashed again sooner than it is worth remembering
 
-_FILLING = ".filling"
 _PIECE = 1 << 22  # bytes read at once
 _THREADS = 4  # that compute checksums while the device gets its tensors
 _AHEAD = 1_000_000_000  # bytes that they are ahead: what they read is still in memory when the device needs it
@@ -65,17 +63,6 @@ changed one, if there is one, wherever it is."""
 def uncached(name: str, make: Make, changed: Changed | None) -> "ttnn.Tensor":
     """The `Keep` that keeps nothing."""
     return changed.make() if changed else make()
-
-
-def cache_folder() -> Path | None:
-    """Where the cache is, by the environment; None when it is off or there is no home to put it in."""
-    folder = os.environ.get(VARIABLE)
-    if folder is not None:
-        return None if folder in ("", "0", "off") else Path(folder)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tt_flux_kontext"
-    except RuntimeError:
-        return None
 
 
 class _Damaged(Exception):
@@ -137,7 +124,7 @@ class WeightCache:
         """sha256 of a file, remembered by its place, size and time."""
         status = file.stat()
         identity = f"{file.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
-        memo = self.folder / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
+        memo = self.folder / HASHES / hashlib.sha256(identity.encode()).hexdigest()
         with suppress(OSError, ValueError):  # not remembered, or not legible
             digest, _, known = memo.read_text().partition("\n")
             if known == identity and len(digest) == 64:
@@ -157,7 +144,7 @@ class WeightCache:
     def _read(self, entry: Path, key: dict, build):
         """Raises `_Damaged`."""
         try:
-            manifest = json.loads((entry / "manifest.json").read_text())
+            manifest = json.loads((entry / MANIFEST).read_text())
             tensors = [(name, entry / file, size, crc32) for name, file, size, crc32 in manifest["tensors"]]
             if manifest["key"] != key:
                 raise _Damaged("its manifest is of something else")
@@ -189,7 +176,7 @@ class WeightCache:
             pool.shutdown(cancel_futures=True)
 
     def _fill(self, entry: Path, key: dict, size: int, build):
-        work = self.folder / f".{uuid.uuid4().hex}{_FILLING}"
+        work = self.folder / f".{uuid.uuid4().hex}{FILLING}"
         tensors = []  # what the manifest will list, with checksums to come
 
         def keep(name: str, make: Make, changed: Changed | None) -> "ttnn.Tensor":
@@ -221,13 +208,13 @@ class WeightCache:
     def _prepare(self, work: Path, entry: Path, key: dict, size: int) -> None:
         """Makes the folder to fill, and room for it: what is damaged goes, and what others left behind."""
         try:
-            for left in self.folder.glob(f".*{_FILLING}"):
+            for left in self.folder.glob(f".*{FILLING}"):
                 with suppress(OSError):  # others may sweep too
                     if time.time() - left.stat().st_mtime > STALE:
                         shutil.rmtree(left)
             work.mkdir()
             if entry.exists():
-                trash = self.folder / f".{uuid.uuid4().hex}{_FILLING}"
+                trash = self.folder / f".{uuid.uuid4().hex}{FILLING}"
                 trash.mkdir()
                 entry.rename(trash / entry.name)
                 shutil.rmtree(trash)
@@ -243,7 +230,7 @@ class WeightCache:
             return
         try:
             listed = [(*each, crc32.result()) for *each, crc32 in tensors]
-            (work / "manifest.json").write_text(json.dumps({"key": key, "tensors": listed}))
+            (work / MANIFEST).write_text(json.dumps({"key": key, "tensors": listed}))
             work.rename(entry)
         except OSError as error:
             if not entry.exists():  # else another process was quicker

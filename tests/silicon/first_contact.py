@@ -30,7 +30,7 @@ from tests.silicon.cases import CASES, whole_models
 from tests.silicon.rules import Comparison
 from tests.silicon.versions import versions
 from tt_flux_kontext.backend import silicon_lacks
-from tt_flux_kontext.weight_cache import VARIABLE
+from tt_flux_kontext.cache_folder import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "first_contact.json"

@@ -10,10 +10,10 @@ from tests.unit.test_residency import leave_no_room
 from tests.unit.test_weight_cache import FAST, Calls
 from tt_flux_kontext import FluxKontextPipeline, emulator, host_memory, residency
 from tt_flux_kontext.backend import watch
+from tt_flux_kontext.cache_folder import VARIABLE
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.precision import BF16
 from tt_flux_kontext.residency import Models
-from tt_flux_kontext.weight_cache import VARIABLE
 
 TOTAL = 10**12
 

@@ -23,13 +23,14 @@ from transformers import T5Config, T5EncoderModel
 from reference import benchmark_loading
 from tt_flux_kontext import FluxKontextPipeline, emulator, residency, weight_cache
 from tt_flux_kontext.backend import watch
+from tt_flux_kontext.cache_folder import STALE, VARIABLE, cache_folder
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.planner.kontext_dev import full_size_editor
 from tt_flux_kontext.planner.mock_device import run
 from tt_flux_kontext.precision import BF16, COMPACT, FULL, Policy
 from tt_flux_kontext.residency import Models
-from tt_flux_kontext.weight_cache import STALE, VARIABLE, WeightCache, cache_folder
+from tt_flux_kontext.weight_cache import WeightCache
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["clip", "t5", "vae encoder", "modulation", "transformer", "vae decoder"]
@@ -520,7 +521,8 @@ from tt_flux_kontext.mesh import Mesh, Parallel
 from tt_flux_kontext.models.t5 import T5Encoder, t5_config
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.precision import FULL
-from tt_flux_kontext.weight_cache import WeightCache, cache_folder
+from tt_flux_kontext.cache_folder import cache_folder
+from tt_flux_kontext.weight_cache import WeightCache
 
 def memory(of):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(of))

@@ -5,10 +5,10 @@ import torch
 
 from tt_flux_kontext import FluxKontextPipeline, emulator, open_device
 from tt_flux_kontext.backend import watch
+from tt_flux_kontext.cache_folder import VARIABLE
 from tt_flux_kontext.checkpoint import Checkpoint
 from tt_flux_kontext.precision import BF16
 from tt_flux_kontext.residency import Models
-from tt_flux_kontext.weight_cache import VARIABLE
 
 
 @pytest.fixture
