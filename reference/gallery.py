@@ -4,14 +4,13 @@ python -m reference.gallery [CHECKPOINT]
 """
 
 import argparse
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from tt_flux_kontext import FluxKontextPipeline, open_device
+from tt_flux_kontext.metadata import save
 
 from .evaluate import EditPictures, editor
 from .pipeline import TINY_KONTEXT, load
@@ -41,15 +40,6 @@ def turns_sheet(ours: EditPictures, theirs: EditPictures) -> Image.Image:
         for sentence in TURNS:
             rows[name] += edit(rows[name][-1:], [sentence])
     return _sheet(("", *TURNS), rows)
-
-
-def save(picture: Image.Image, path: Path, **options) -> None:
-    """Whole or not at all: written beside its place, then renamed. `options` are those of PIL's `save`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
-        picture.save(file.name, **options)
-    os.replace(file.name, path)
-    path.chmod(0o644)
 
 
 def _sheet(titles: Sequence[str], rows: dict[str, Sequence[Image.Image]]) -> Image.Image:

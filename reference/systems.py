@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+from tt_flux_kontext.metadata import save
 from tt_flux_kontext.planner.plan import EVERYWHERE, PROGRESS, Plan, Request, plan_everywhere
 from tt_flux_kontext.planner.systems import SYSTEMS
-
-from .gallery import save
 
 SQUARE = (1024, 1024)
 PRECISION = "bfp8_mixed"  # fits them all
