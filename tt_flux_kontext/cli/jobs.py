@@ -1,0 +1,106 @@
+"""The results that a command line asks for, one by one, and what became of them."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tt_flux_kontext.cli.files import picture_size, result_name
+from tt_flux_kontext.cli.loading import MULTIPLE
+from tt_flux_kontext.cli.options import Edge, Options
+from tt_flux_kontext.cli.usage import DONE, FAILED
+from tt_flux_kontext.metadata import read_parameters
+from tt_flux_kontext.parameters import File, Parameters
+
+
+@dataclass(frozen=True)
+class Job:
+    """A result to make. `picture`: to edit; None for one from text."""
+
+    picture: Path | None
+    out: Path
+    parameters: Parameters
+
+    def is_there(self) -> bool:
+        """Whether it has been made before. Raises `ValueError` where something else has its name."""
+        if not self.out.exists():
+            return False
+        try:
+            made = read_parameters(self.out)
+        except ValueError as error:
+            raise ValueError(f"{self.out} is there, and not by this program: --overwrite, or another --out") from error
+        if self.parameters.precision is None:
+            made = replace(made, precision=None)
+        if made != self.parameters:
+            raise ValueError(f"{self.out} is there, made with other parameters: --overwrite, or another --out")
+        return True
+
+
+@dataclass
+class Report:
+    """What became of `total` results that were asked for."""
+
+    total: int
+    made: int = 0
+    there: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def fail(self, what: Path | str, why: Exception) -> None:
+        sentence = str(why)
+        self.failed.append(sentence if sentence.startswith(str(what)) else f"{what}: {sentence}")
+
+    def close(self, timings: Mapping[str, float]) -> int:
+        """Says it, with the seconds of each phase, and returns the exit code."""
+        lines = [f"{name:<20}{seconds:>8.2f} s" for name, seconds in timings.items()]
+        left = self.total - self.made - self.there - len(self.failed)
+        counts = {"made": self.made, "there already": self.there, "failed": len(self.failed), "left": left}
+        lines.append(", ".join(f"{count} {what}" for what, count in counts.items() if count))
+        for line in (*lines, *self.failed):
+            tqdm.write(line, file=sys.stderr)
+        return FAILED if self.failed else DONE
+
+
+def jobs_of(options: Options, report: Report) -> Iterator[Job]:
+    """Those that are still to be done. The others go into the report: those that were, and those that can't be."""
+    for picture in options.pictures:
+        for seed in options.seeds:
+            try:
+                job = _job(options, picture, seed)
+                if not options.overwrite and job.is_there():
+                    report.there += 1
+                    continue
+            except (OSError, ValueError) as error:
+                report.fail(picture or options.out, error)
+                continue
+            yield job
+
+
+def _job(options: Options, picture: Path | None, seed: int) -> Job:
+    prompt = options.parameters.prompt
+    if options.prompt_file:
+        prompt = options.prompt_file.read_text(encoding="utf-8").strip()
+        if not prompt:
+            raise ValueError(f"{options.prompt_file} is empty")
+    width, height = _pixels(options.size, picture_size(picture) if picture else (1, 1))
+    image = File.of(picture) if picture else None
+    parameters = replace(options.parameters, prompt=prompt, image=image, seed=seed, width=width, height=height)
+    return Job(picture, result_name(options.out, picture, seed), parameters)
+
+
+def _pixels(size: tuple[Edge, Edge], picture: tuple[int, int]) -> tuple[int, int] | tuple[None, None]:
+    """(width, height) of a result; None where the pipeline chooses. `picture`: (width, height)."""
+    if size == ("auto", "auto"):
+        return None, None
+    exact = [edge * own if isinstance(edge, float) else edge for edge, own in zip(size, picture)]
+    width, height = exact
+    if width == "auto":
+        width = height * picture[0] / picture[1]
+    if height == "auto":
+        height = width * picture[1] / picture[0]
+    return _whole_tokens(width), _whole_tokens(height)
+
+
+def _whole_tokens(edge: float) -> int:
+    return max(1, int(edge) // MULTIPLE) * MULTIPLE
