@@ -1,23 +1,8 @@
-"""Files of results, and a sheet of before and after."""
+"""A sheet of before and after."""
 
-import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
-
-from tt_flux_kontext.metadata import with_parameters
-
-
-def can_be_saved(suffix: str) -> bool:
-    """Whether PIL writes pictures of colours to files of that kind."""
-    kind = Image.registered_extensions().get(suffix.lower())
-    if kind not in Image.SAVE:
-        return False
-    try:
-        Image.new("RGB", (16, 16)).save(io.BytesIO(), kind, **with_parameters(suffix, "a"))
-    except (KeyError, OSError, ValueError):
-        return False
-    return True
 
 
 def before_after(before: Image.Image, after: Sequence[Image.Image], prompt: str) -> Image.Image:

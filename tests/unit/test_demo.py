@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageDraw
 
+from tt_flux_kontext.cli import main
 from tt_flux_kontext.metadata import EDITED, GENERATED, with_parameters
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,9 @@ def test_edits_a_picture(tmp_path):
             in fields
         )
     assert not np.array_equal(pictures[3], pictures[5])
+    again = tmp_path / "again.png"
+    assert main(["edit", "--config-from", str(path), "--out", str(again)]) == 0
+    assert np.array_equal(np.asarray(Image.open(again)), pictures[5])
     assert "demo/tiny_kontext in bf16, on the emulated device (WORMHOLE_B0, 1 x 1)" in result.stdout
 
 
@@ -144,24 +148,24 @@ def test_disclosure(tmp_path, suffix, source):
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
 WRONG = [
-    (["--image", "no.png"], "--image no.png: there is no such file."),
-    (["--image", "README.md"], "--image README.md: it can't be read as a picture"),
+    (["--image", "no.png"], "--image no.png: there is no such file"),
+    (["--image", "README.md"], "README.md: it can't be read as a picture"),
     (["--image", "HEIC"], "pip install pillow-heif"),
-    (["--mask", "no.png"], "--mask no.png: there is no such file."),
-    (["--mask", "README.md"], "--mask README.md: it can't be read as a picture"),
+    (["--mask", "no.png"], "--mask no.png: there is no such file"),
+    (["--mask", "README.md"], "README.md: it can't be read as a picture"),
     (["--mask", "BLACK", "--steps", "1"], "`mask_image` leaves nothing to paint anew"),
-    (["--reference", "demo/pictures/circle.png", "no.png"], "--reference no.png: there is no such file."),
+    (["--reference", "demo/pictures/circle.png", "no.png"], "--reference no.png: there is no such file"),
     (["--device", "gpu"], "Unknown device 'gpu': it is one of silicon, emulated."),
     (["--device", "emulated:tk3"], "Unknown device 'emulated:tk3': it is silicon, emulated, or one of emulated:n150"),
-    (["--split", "4x2"], "--split 4x2: two numbers of chips, for tokens and for features, as 4,2."),
+    (["--split", "4x2"], "--split: two numbers of chips, such as 4,2, not '4x2'"),
     (["--split", "4,2"], "A mesh of 1 x 1 chips can't be split by (4, 2) for tokens and features, only by (1, 1)."),
-    (["--steps", "0"], "--steps 0: at least one step is needed."),
-    (["--guidance", "nan"], "--guidance nan: it must be a number."),
-    (["--seed", "1", "-2"], "--seed 1 -2: seeds are from 0 to"),
+    (["--steps", "0"], "--steps: a whole number of at least 1, not '0'"),
+    (["--guidance", "nan"], "--guidance: a number, not 'nan'"),
+    (["--seed", "1", "-2"], "--seed: a whole number from 0 to 18446744073709551615, not '-2'"),
     (["--width", "64"], "--width and --height go together."),
-    (["--out", "edited.txt"], "the name must end like a picture's"),
-    (["--out", "edited.hdf"], "the name must end like a picture's"),
-    (["--out", "README.md/edited.png"], "--out README.md/edited.png: no file of that name can be written."),
+    (["--out", "edited.txt"], "the name must end in .png, .jpg, .jpeg or .webp."),
+    (["--out", "edited.hdf"], "the name must end in .png, .jpg, .jpeg or .webp."),
+    (["--out", "README.md/edited.png"], "README.md/edited.png: no file of that name can be written."),
     (["--weights", "/no/such/folder"], "'/no/such/folder' is neither a folder here nor a repository"),
 ]
 # One process for all: it takes seconds to start.
