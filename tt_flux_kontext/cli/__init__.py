@@ -20,6 +20,7 @@ COMMANDS = {
     "edit": ("tt_flux_kontext.cli.edit", "Edits pictures by an instruction."),
     "generate": ("tt_flux_kontext.cli.generate", "Makes pictures from text."),
     "info": ("tt_flux_kontext.cli.info", "Says what a picture was made with."),
+    "serve": ("tt_flux_kontext.serving.command", "Makes pictures over HTTP, in the form of OpenAI's images API."),
     "cache": ("tt_flux_kontext.cli.cache", "Lists or empties the cache of weights as the device has them."),
     "plan": ("tt_flux_kontext.cli.plan", "Asks real TT-NN, without a card, for memory and time of an edit."),
 }

@@ -1,0 +1,1 @@
+"""An HTTP server of edits, in OpenAI's form."""

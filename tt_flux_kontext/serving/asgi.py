@@ -1,0 +1,17 @@
+"""The application for servers that start one themselves, such as `tt serve`'s: `tt_flux_kontext.serving.asgi:app`.
+
+What it serves is in the environment variable TT_FLUX_KONTEXT_SERVE: the arguments of `tt-flux-kontext serve`.
+"""
+
+import argparse
+import os
+import shlex
+
+from tt_flux_kontext.serving.app import create_app
+from tt_flux_kontext.serving.command import add_arguments, make_service
+
+VARIABLE = "TT_FLUX_KONTEXT_SERVE"
+
+_parser = argparse.ArgumentParser(prog=VARIABLE)
+add_arguments(_parser)
+app = create_app(make_service(_parser.parse_args(shlex.split(os.environ.get(VARIABLE, "")))))

@@ -1,0 +1,127 @@
+"""tt-flux-kontext serve: edits over HTTP."""
+
+import argparse
+import ipaddress
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from tt_flux_kontext.precision import PRECISIONS
+from tt_flux_kontext.serving.settings import Lora, Settings
+
+API_KEY = "TT_FLUX_KONTEXT_API_KEY"  # environment variable: all users of a machine can read its command lines
+_LIMITS = {
+    "max_area": "pixels of a result where a request names no size; it may name one of 1.5 times as many",
+    "max_steps": "denoising steps of a request",
+    "queue": "requests that wait",
+    "together": "requests, of those that wait, that run phase by phase together",
+    "seconds": "of a request, from the end of its upload to its result",
+    "upload_bytes": "of a request",
+    "upload_pixels": "of all pictures of a request",
+    "upload_seconds": "until a request has come",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help="checkpoint folder or hub id")
+    parser.add_argument("--device", help="silicon, emulated, emulated:t3k, ... (default: a card where there is one)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the most accurate one that fits")
+    parser.add_argument("--split", type=_split, metavar="SP,TP", help="chips over which tokens and features are split")
+    parser.add_argument(
+        "--lora", type=_lora, action="append", default=[], metavar="PATH[=SCALE]", help="adapter at work in all edits"
+    )
+    watch = parser.add_mutually_exclusive_group()
+    watch.add_argument(
+        "--filter", metavar="MODULE", help="of a function refuse(prompts, pictures), which gives a reason or None"
+    )
+    watch.add_argument("--reviewed", action="store_true", help="somebody looks at all results before they are shown")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--model-name", help="by which clients ask for it (default: that of the weights)")
+    defaults = Settings(model="")
+    for name, what in _LIMITS.items():
+        default = getattr(defaults, name)
+        option, kind = f"--{name.replace('_', '-')}", partial(_positive, type(default))
+        parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{what} (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serves until it is told to stop. Exits with a sentence where it can't start."""
+    # these take seconds to import
+    from tt_flux_kontext.serving.app import create_app
+    from tt_flux_kontext.serving.server import Server
+
+    try:
+        service = make_service(arguments)
+    except ValueError as error:
+        sys.exit(str(error))
+    if service.settings.api_key is None and not _is_local(arguments.host):
+        print(f"Whoever can reach {arguments.host} may use this server. {API_KEY} sets a key.", file=sys.stderr)
+    worker = service.worker
+    server = Server(create_app(service), arguments.host, arguments.port, on_stop=worker.stop)
+    worker.on_end = server.stop
+    server.run()
+    if worker.error:
+        sys.exit(str(worker.error))
+
+
+def make_service(arguments: argparse.Namespace):
+    """The `Service` that the arguments describe. Raises `ValueError` for a filter that is none."""
+    from tt_flux_kontext.serving.engine import open_engine
+    from tt_flux_kontext.serving.metrics import Metrics
+    from tt_flux_kontext.serving.review import load_filter, unfiltered
+    from tt_flux_kontext.serving.service import Service
+    from tt_flux_kontext.serving.worker import Worker
+
+    weights = arguments.weights
+    model = arguments.model_name or (Path(weights).resolve().name if Path(weights).is_dir() else weights)
+    limits = {name: getattr(arguments, name) for name in _LIMITS}
+    settings = Settings(model=model, api_key=os.environ.get(API_KEY) or None, **limits)
+    review = load_filter(arguments.filter) if arguments.filter else unfiltered
+    opening = partial(
+        open_engine,
+        weights,
+        settings,
+        device=arguments.device,
+        precision=arguments.precision,
+        split=arguments.split,
+        loras=tuple(arguments.lora),
+        watched=bool(arguments.filter) or arguments.reviewed,
+    )
+    metrics = Metrics()
+    return Service(settings, Worker(opening, settings, metrics), metrics, review)
+
+
+def _positive(kind: type, text: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a {'whole ' if kind is int else ''}number above 0, not '{text}'")
+    return value
+
+
+def _split(text: str) -> tuple[int, int]:
+    try:
+        tokens, features = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"two numbers of chips, such as 4,2, not '{text}'") from None
+    return tokens, features
+
+
+def _lora(text: str) -> Lora:
+    path, _, scale = text.partition("=")
+    try:
+        return Lora(path, float(scale or 1))
+    except ValueError:
+        message = f"a path, or a path and a number, such as style.safetensors=0.8, not '{text}'"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

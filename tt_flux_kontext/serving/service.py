@@ -1,0 +1,252 @@
+"""A request for pictures, from its fields to the answer."""
+
+import asyncio
+import base64
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from tt_flux_kontext.metadata import EDITED, GENERATED
+from tt_flux_kontext.resolution import DEFAULT_AREA, output_size, reference_size
+from tt_flux_kontext.serving.errors import LEFT, ApiError, refused
+from tt_flux_kontext.serving.metrics import Metrics
+from tt_flux_kontext.serving.options import EDGE, Options, read_size
+from tt_flux_kontext.serving.pictures import to_file
+from tt_flux_kontext.serving.settings import Settings
+from tt_flux_kontext.serving.worker import Begun, Done, Failed, Job, Partial, Worker
+
+PING = 15.0  # seconds after which a stream says that it is still there: proxies close silent ones
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of requests. `event`: what OpenAI's events of it are called. `source`: of its pictures, for their files."""
+
+    route: str
+    event: str
+    source: str
+
+
+EDITS = Kind("edits", "image_edit", EDITED)
+GENERATIONS = Kind("generations", "image_generation", GENERATED)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made. `size` is (height, width); result i is made from the noise of `seed` + i."""
+
+    kind: Kind
+    options: Options
+    size: tuple[int, int]
+    seed: int
+    begun: float
+
+    @property
+    def common(self) -> dict:
+        """Of an answer and of each event."""
+        height, width = self.size
+        return {
+            "background": "opaque",
+            "output_format": self.options.output_format,
+            "size": f"{width}x{height}",
+        }
+
+    def to_base64(self, picture: Image.Image, index: int, model: str) -> str:
+        """A result's file."""
+        options = self.options
+        fields = {
+            "Steps": options.num_inference_steps,
+            "Sampler": "Euler",
+            "Seed": self.seed + index,
+            "Size": self.common["size"],
+            "Model": model,
+            "Software": "tt_flux_kontext",
+        }
+        if options.guidance_scale is not None:
+            fields["Distilled CFG Scale"] = options.guidance_scale
+        parameters = f"{options.prompt}\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
+        file = to_file(picture, options.output_format, options.output_compression, parameters, self.kind.source)
+        return base64.b64encode(file).decode()
+
+
+class Service:
+    """Answers requests with a worker's pictures.
+
+    `review`: (prompts, pictures), raises `ApiError` for what is not to be made or shown.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: Worker,
+        metrics: Metrics,
+        review: Callable[[Sequence[str], Sequence[Image.Image]], Awaitable[None]],
+    ):
+        self.settings = settings
+        self.worker = worker
+        self.metrics = metrics
+        self._review = review
+
+    async def answer(
+        self,
+        request: Request,
+        kind: Kind,
+        options: Options,
+        pictures: Sequence[Image.Image] = (),
+        mask: Image.Image | None = None,
+    ) -> Response:
+        """Pictures, or with `stream` their events; raises `ApiError` for what comes before the edit begins."""
+        await self._review(options.prompts, pictures)
+        seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+        order = Order(kind, options, self._size(options, pictures), seed, time.perf_counter())
+        events = self._follow(request, Job(self._arguments(order, pictures, mask), options.partial_images))
+        await anext(events)  # `Begun`: until then it may be refused
+        if options.stream:
+            return StreamingResponse(self._stream(order, events), media_type="text/event-stream")
+        async with aclosing(events):
+            done = [event async for event in events if isinstance(event, Done)][0]
+        files = await self._files(order, done.pictures)
+        data = [{"b64_json": file, "seed": seed + i} for i, file in enumerate(files)]
+        self.metrics.answered(kind.route, time.perf_counter() - order.begun)
+        return JSONResponse({"created": int(time.time()), "data": data, "usage": _usage(order, done), **order.common})
+
+    def _size(self, options: Options, pictures: Sequence[Image.Image]) -> tuple[int, int]:
+        """(height, width): what was asked for, or that of the first picture's bucket. Raises `ApiError`."""
+        size = read_size(options.size, self.settings)
+        if size:
+            return size
+        try:
+            own = reference_size(*pictures[0].size[::-1], EDGE) if pictures else (None, None)
+            return output_size(*own, self.settings.max_area, EDGE)
+        except ValueError as error:
+            raise refused(str(error), "image") from None
+
+    def _arguments(self, order: Order, pictures: Sequence[Image.Image], mask: Image.Image | None) -> dict:
+        """Of the pipeline's call."""
+        height, width = order.size
+        seeds = range(order.seed, order.seed + order.options.n)
+        arguments = order.options.arguments() | {
+            "height": height,
+            "width": width,
+            "max_area": height * width,
+            "num_images_per_prompt": order.options.n,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        }
+        references = list(pictures[1:])
+        if self.settings.max_area != DEFAULT_AREA:  # no size of FLUX.1's buckets
+            arguments["_auto_resize"] = False
+            references = [_shrunk(picture, self.settings.max_area) for picture in references]
+        if pictures:
+            arguments["image"] = pictures[0]
+        if references:
+            arguments["reference_images"] = references
+        if mask is not None:
+            arguments["mask_image"] = mask
+        return arguments
+
+    async def _follow(self, request: Request, job: Job) -> AsyncIterator[Begun | Partial | Done | None]:
+        """What the worker tells of a job, and None after some seconds of silence.
+
+        Raises `ApiError` when it fails or is late, or the client leaves; then, and when nobody listens any more, the
+        job is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        end, told = loop.time() + self.settings.seconds, asyncio.Queue()
+        self.worker.submit(job, lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
+        gone, news = asyncio.ensure_future(_until_gone(request)), None
+        try:
+            while True:
+                news = news or asyncio.ensure_future(told.get())
+                left = end - loop.time()
+                await asyncio.wait((news, gone), timeout=min(left, PING), return_when=asyncio.FIRST_COMPLETED)
+                if news.done():
+                    event, news = news.result(), None
+                    if isinstance(event, Failed):
+                        raise event.error
+                    yield event
+                    if isinstance(event, Done):
+                        return
+                elif gone.done():
+                    raise ApiError(LEFT, "The client left.")
+                elif left <= PING:
+                    most = self.settings.seconds
+                    raise ApiError(504, f"The edit was not done within {most:g} s.", code="time_limit")
+                else:
+                    yield None
+        finally:
+            self.worker.cancel(job)
+            gone.cancel()
+            if news:
+                news.cancel()
+
+    async def _stream(self, order: Order, events: AsyncIterator) -> AsyncIterator[str]:
+        """Server-sent events in OpenAI's form, the last of them with the results, or with an error."""
+        route, kind, colours = order.kind.route, order.kind.event, self.worker.engine.colours
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if event is None:
+                        yield ": at work\n\n"
+                    elif isinstance(event, Partial):
+                        picture = await asyncio.to_thread(colours.picture, event.latents, order.size)
+                        (file,) = await self._files(order, [picture])
+                        yield _event(f"{kind}.partial_image", order, file, partial_image_index=event.index)
+                    else:
+                        for file in await self._files(order, event.pictures):
+                            yield _event(f"{kind}.completed", order, file, usage=_usage(order, event))
+            self.metrics.answered(route, time.perf_counter() - order.begun)
+        except ApiError as error:
+            self.metrics.failed(route, error)
+            yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
+        except asyncio.CancelledError:
+            self.metrics.failed(route, ApiError(LEFT, "The client left."))
+            raise
+
+    async def _files(self, order: Order, pictures: list[Image.Image]) -> list[str]:
+        """Files of pictures that may be shown."""
+        await self._review(order.options.prompts, pictures)
+
+        def files() -> list[str]:
+            return [order.to_base64(picture, i, self.settings.model) for i, picture in enumerate(pictures)]
+
+        return await asyncio.to_thread(files)
+
+
+def _event(name: str, order: Order, file: str, **more) -> str:
+    data = {"type": name, "b64_json": file, "created_at": int(time.time()), "quality": "auto", **order.common, **more}
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def _usage(order: Order, done: Done) -> dict:
+    """In tokens of the transformer: it sees the results' own in each step, with the text and the pictures sent."""
+    height, width = order.size
+    result = (height // EDGE) * (width // EDGE)
+    seen, made = done.image_tokens - result, result * order.options.n
+    return {
+        "input_tokens": done.text_tokens + seen,
+        "input_tokens_details": {"text_tokens": done.text_tokens, "image_tokens": seen},
+        "output_tokens": made,
+        "total_tokens": done.text_tokens + seen + made,
+    }
+
+
+def _shrunk(picture: Image.Image, area: int) -> Image.Image:
+    """To at most that many pixels."""
+    scale = (area / (picture.width * picture.height)) ** 0.5
+    if scale >= 1:
+        return picture
+    return picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
+
+
+async def _until_gone(request: Request) -> None:
+    """Until the client closes the connection. The request has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
