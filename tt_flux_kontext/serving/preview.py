@@ -63,9 +63,9 @@ class Course:
 
 
 def patches(edge: int) -> Image.Image:
-    """A square picture of 8 x 8 squares in strong colours, edge x edge pixels."""
-    bright = torch.randint(2, (8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Image.fromarray((25 + 205 * bright).numpy()).resize((edge, edge), Image.Resampling.NEAREST)
+    """A square picture of 8 x 8 soft spots in the strongest colours, edge x edge pixels."""
+    spots = 255 * torch.randint(2, (8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Image.fromarray(spots.numpy()).resize((edge, edge), Image.Resampling.BICUBIC)
 
 
 def _columns(latents: torch.Tensor) -> torch.Tensor:

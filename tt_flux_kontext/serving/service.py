@@ -41,7 +41,7 @@ GENERATIONS = Kind("generations", "image_generation", GENERATED)
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made. `size` is (height, width); result i is made from the noise of `seed` + i."""
+    """What is to be made. `size`, (height, width), is the model's; result i is made from the noise of `seed` + i."""
 
     kind: Kind
     options: Options
@@ -49,15 +49,10 @@ class Order:
     seed: int
     begun: float
 
-    @property
-    def common(self) -> dict:
-        """Of an answer and of each event."""
-        height, width = self.size
-        return {
-            "background": "opaque",
-            "output_format": self.options.output_format,
-            "size": f"{width}x{height}",
-        }
+    def described(self, picture: Image.Image) -> dict:
+        """What an answer, or an event, says of a picture."""
+        size = f"{picture.width}x{picture.height}"
+        return {"background": "opaque", "output_format": self.options.output_format, "size": size}
 
     def to_base64(self, picture: Image.Image, index: int, model: str) -> str:
         """A result's file."""
@@ -66,7 +61,7 @@ class Order:
             "Steps": options.num_inference_steps,
             "Sampler": "Euler",
             "Seed": self.seed + index,
-            "Size": self.common["size"],
+            "Size": f"{picture.width}x{picture.height}",
             "Model": model,
             "Software": "tt_flux_kontext",
         }
@@ -116,7 +111,8 @@ class Service:
         files = await self._files(order, done.pictures)
         data = [{"b64_json": file, "seed": seed + i} for i, file in enumerate(files)]
         self.metrics.answered(kind.route, time.perf_counter() - order.begun)
-        return JSONResponse({"created": int(time.time()), "data": data, "usage": _usage(order, done), **order.common})
+        answer = {"created": int(time.time()), "data": data, "usage": _usage(order, done)}
+        return JSONResponse(answer | order.described(done.pictures[0]))
 
     def _size(self, options: Options, pictures: Sequence[Image.Image]) -> tuple[int, int]:
         """(height, width): what was asked for, or that of the first picture's bucket. Raises `ApiError`."""
@@ -198,10 +194,12 @@ class Service:
                     elif isinstance(event, Partial):
                         picture = await asyncio.to_thread(colours.picture, event.latents, order.size)
                         (file,) = await self._files(order, [picture])
-                        yield _event(f"{kind}.partial_image", order, file, partial_image_index=event.index)
+                        more = order.described(picture) | {"partial_image_index": event.index}
+                        yield _event(f"{kind}.partial_image", file, more)
                     else:
+                        more = order.described(event.pictures[0]) | {"usage": _usage(order, event)}
                         for file in await self._files(order, event.pictures):
-                            yield _event(f"{kind}.completed", order, file, usage=_usage(order, event))
+                            yield _event(f"{kind}.completed", file, more)
             self.metrics.answered(route, time.perf_counter() - order.begun)
         except ApiError as error:
             self.metrics.failed(route, error)
@@ -220,8 +218,8 @@ class Service:
         return await asyncio.to_thread(files)
 
 
-def _event(name: str, order: Order, file: str, **more) -> str:
-    data = {"type": name, "b64_json": file, "created_at": int(time.time()), "quality": "auto", **order.common, **more}
+def _event(name: str, file: str, more: dict) -> str:
+    data = {"type": name, "b64_json": file, "created_at": int(time.time()), "quality": "auto"} | more
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 

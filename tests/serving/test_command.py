@@ -1,0 +1,93 @@
+"""`tt-flux-kontext serve` as an operator runs it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.serving.conftest import Served, served, until
+from tt_flux_kontext.cli import main
+from tt_flux_kontext.serving import engine
+from tt_flux_kontext.serving.engine import open_engine
+from tt_flux_kontext.serving.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str) -> subprocess.Popen:
+    line = [sys.executable, "-m", "tt_flux_kontext.cli", "serve", "--device", "emulated", *arguments]
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_under_load(tiny_checkpoint, tmp_path, sent):
+    """What runs is answered, and to have been stopped is no error."""
+    port = 21000 + os.getpid() % 10000 + sent
+    process = command("--weights", str(tiny_checkpoint), "--max-area", "1024", "--port", str(port))
+    try:
+        server = Served(f"http://127.0.0.1:{port}", service=None)
+        until(lambda: process.poll() is not None or listens(server))
+        until(lambda: server.ask("/v1/health").status == 200)
+        answers = []
+
+        def ask() -> None:
+            body = {"num_inference_steps": 4, "max_sequence_length": 16}
+            answers.append(server.client().images.generate(prompt="a", extra_body=body))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until(lambda: "tt_flux_kontext_at_work 1.0" in server.ask("/metrics").said)
+        process.send_signal(sent)
+        asking.join()
+        assert answers and process.wait(20) == 0
+        assert not listens(server)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def listens(server: Served) -> bool:
+    try:
+        return server.ask("/health").status == 200
+    except OSError:
+        return False
+
+
+def test_no_such_weights():
+    process = command("--weights", "/no/such/folder", "--port", "0")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "'/no/such/folder' is neither a folder here nor a repository" in said
+
+
+def test_weights_of_the_real_size_are_watched(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(engine, "FLUX_WIDTH", 128)
+    settings = Settings("tiny", max_area=32 * 32)
+    opening = partial(open_engine, str(tiny_checkpoint), settings, device="emulated")
+    with pytest.raises(engine.NotReviewed, match="--filter MODULE, or with --reviewed"), opening():
+        pass
+    with served(partial(opening, watched=True), settings) as server:
+        until(lambda: server.service.worker.state == "ready")
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--weights", "a", "--filter", "json"], "'json' is no filter"),
+        (["--weights", "a", "--filter", "json", "--reviewed"], "not allowed with argument"),
+        (["--weights", "a", "--queue", "0"], "--queue: a whole number above 0, not '0'"),
+        (["--weights", "a", "--seconds", "nan"], "--seconds: a number above 0, not 'nan'"),
+        (["--weights", "a", "--lora", "a=b"], "such as style.safetensors=0.8, not 'a=b'"),
+        (["--weights", "a", "--split", "4"], "two numbers of chips"),
+        ([], "--weights"),
+    ],
+)
+def test_arguments(arguments, says, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", *arguments])
+    assert caught.value.code and says in f"{caught.value.code} {capsys.readouterr().err}"
