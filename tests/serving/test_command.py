@@ -1,5 +1,6 @@
 """`tt-flux-kontext serve` as an operator runs it."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -73,6 +74,15 @@ def test_weights_of_the_real_size_are_watched(tiny_checkpoint, monkeypatch):
         pass
     with served(partial(opening, watched=True), settings) as server:
         until(lambda: server.service.worker.state == "ready")
+
+
+def test_application_for_other_servers(tiny_checkpoint, monkeypatch):
+    """With what the environment says, as uvicorn and `tt serve` take it."""
+    monkeypatch.setenv("TT_FLUX_KONTEXT_SERVE", f"--weights '{tiny_checkpoint}' --model-name 'a name'")
+    monkeypatch.setenv("TT_FLUX_KONTEXT_API_KEY", "secret")
+    app = importlib.import_module("tt_flux_kontext.serving.asgi").app
+    (gate,) = app.user_middleware
+    assert gate.kwargs["settings"] == Settings("a name", api_key="secret")
 
 
 @pytest.mark.parametrize(

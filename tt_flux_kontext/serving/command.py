@@ -47,13 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serves until it is told to stop. Exits with a sentence where it can't start."""
-    # these take seconds to import
-    from tt_flux_kontext.serving.app import create_app
-    from tt_flux_kontext.serving.server import Server
-
+    """Serves until it is told to stop. Exits with 1 and a sentence where it can't start."""
     try:
+        from tt_flux_kontext.serving.app import create_app  # these take seconds
+        from tt_flux_kontext.serving.server import Server
+
         service = make_service(arguments)
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error}: pip install 'tt-flux-kontext[serve]' has what the server needs.")
     except ValueError as error:
         sys.exit(str(error))
     if service.settings.api_key is None and not _is_local(arguments.host):
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     worker.on_end = server.stop
     server.run()
     if worker.error:
-        sys.exit(str(worker.error))
+        sys.exit(1)  # the log says why
 
 
 def make_service(arguments: argparse.Namespace):

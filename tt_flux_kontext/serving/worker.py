@@ -171,6 +171,7 @@ class Worker:
                     del jobs  # their pictures would be kept until the next ones come
         except Exception as error:
             logger.opt(exception=error).debug("The device's thread ended")
+            logger.error(error)
             self.error = error
         finally:
             self.stop()
