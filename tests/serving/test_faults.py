@@ -60,6 +60,16 @@ class TestQueue:
             assert server.ask("/v1/images/generations", {"prompt": "a"}).headers["retry-after"] == "40"
             puppet.go()
 
+    def test_too_late_already(self, puppet, serve_puppet, pool):
+        """Who would wait for longer than a request may take is told so at once; with nobody before him he may try."""
+        with serve_puppet(seconds=100.0, together=1) as server:
+            server.service.worker._seconds.append(120.0)
+            answers = [begin(pool, server, "at work")]
+            until(lambda: puppet.begun)
+            assert code(server.ask("/v1/images/generations", {"prompt": "a"})) == "queue_full"
+            puppet.go()
+            assert answers[0].result().status == 200
+
     def test_openai_retries(self, puppet, serve_puppet, pool):
         """The client comes again after the seconds that it was told."""
         with serve_puppet(queue=1, together=1) as server:
@@ -131,14 +141,20 @@ class TestClients:
             assert server.outcomes() == {"late": 1}
 
     def test_stream_pings(self, puppet, serve_puppet, pool, monkeypatch):
-        """Comments, which clients skip, while there is nothing to say."""
+        """Comments, which clients skip, while there is nothing to say, be it in the queue or at work."""
         monkeypatch.setattr("tt_flux_kontext.serving.service.PING", 0.1)
         with serve_puppet() as server:
+            first = begin(pool, server, "first")
+            until(lambda: puppet.begun)
             answer = begin(pool, server, "a", stream=True)
+            time.sleep(0.5)
+            puppet.go(2)
+            assert first.result().status == 200
+            until(lambda: len(puppet.begun) == 2)
             time.sleep(0.5)
             puppet.go()
             lines = answer.result().said.split("\n\n")
-            assert lines.count(": at work") > 1 and lines[-2].startswith("event: image_generation.completed")
+            assert lines.count(": at work") > 5 and lines[-2].startswith("event: image_generation.completed")
 
 
 class TestDevice:
@@ -163,6 +179,17 @@ class TestDevice:
             puppet.fails = True
             with pytest.raises(openai.APIError, match="failed on the device"):
                 list(server.client().images.generate(prompt="a", stream=True))
+
+    def test_fault_of_the_server(self, puppet, serve_puppet, monkeypatch):
+        """Answered in the same form, also in a stream that has begun."""
+        puppet.go()
+        with serve_puppet() as server:
+            monkeypatch.setattr("tt_flux_kontext.serving.service.to_file", lambda *arguments: 1 / 0)
+            answer = server.ask("/v1/images/generations", {"prompt": "a"})
+            assert answer.status == 500 and code(answer) == "server_failed"
+            with pytest.raises(openai.APIError, match="its log says more"):
+                list(server.client().images.generate(prompt="a", stream=True))
+            assert server.outcomes() == {"failed": 2}
 
     def test_one_of_several_fails(self, puppet, serve_puppet, pool):
         with serve_puppet(together=2) as server:

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from tt_flux_kontext.serving.errors import ApiError, refused
+from tt_flux_kontext.serving.errors import ApiError, refused, unexpected
 from tt_flux_kontext.serving.gate import Gate
 from tt_flux_kontext.serving.options import read_options
 from tt_flux_kontext.serving.pictures import read_pictures
@@ -43,8 +43,8 @@ def create_app(service: Service) -> FastAPI:
         return ApiError(error.status_code, error.detail).response()
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        return ApiError(500, "The server failed; its log says more.").response()
+    async def our_fault(request: Request, error: Exception) -> Response:
+        return unexpected().response()
 
     @app.get("/health")
     async def health() -> Response:

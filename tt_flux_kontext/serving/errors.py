@@ -49,6 +49,11 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
+def unexpected() -> ApiError:
+    """A fault of the server's own."""
+    return ApiError(500, "The server failed; its log says more.", code="server_failed")
+
+
 def refused(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """What the sender has to change."""
     return ApiError(400, message, param=param, code=code)

@@ -10,13 +10,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import torch
+from loguru import logger
 from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from tt_flux_kontext.metadata import EDITED, GENERATED
 from tt_flux_kontext.resolution import DEFAULT_AREA, output_size, reference_size
-from tt_flux_kontext.serving.errors import LEFT, ApiError, refused
+from tt_flux_kontext.serving.errors import LEFT, ApiError, refused, unexpected
 from tt_flux_kontext.serving.metrics import Metrics
 from tt_flux_kontext.serving.options import EDGE, Options, read_size
 from tt_flux_kontext.serving.pictures import to_file
@@ -102,10 +103,12 @@ class Service:
         await self._review(options.prompts, pictures)
         seed = secrets.randbelow(2**32) if options.seed is None else options.seed
         order = Order(kind, options, self._size(options, pictures), seed, time.perf_counter())
-        events = self._follow(request, Job(self._arguments(order, pictures, mask), options.partial_images))
-        await anext(events)  # `Begun`: until then it may be refused
+        arguments = await asyncio.to_thread(self._arguments, order, pictures, mask)
+        events = self._follow(request, Job(arguments, options.partial_images))
+        await anext(events)  # `Begun`, or the first ping
         if options.stream:
-            return StreamingResponse(self._stream(order, events), media_type="text/event-stream")
+            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies pass on what comes at once
+            return StreamingResponse(self._stream(order, events), media_type="text/event-stream", headers=headers)
         async with aclosing(events):
             done = [event async for event in events if isinstance(event, Done)][0]
         files = await self._files(order, done.pictures)
@@ -196,17 +199,22 @@ class Service:
                         (file,) = await self._files(order, [picture])
                         more = order.described(picture) | {"partial_image_index": event.index}
                         yield _event(f"{kind}.partial_image", file, more)
-                    else:
+                    elif isinstance(event, Done):
                         more = order.described(event.pictures[0]) | {"usage": _usage(order, event)}
                         for file in await self._files(order, event.pictures):
                             yield _event(f"{kind}.completed", file, more)
             self.metrics.answered(route, time.perf_counter() - order.begun)
-        except ApiError as error:
-            self.metrics.failed(route, error)
-            yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
+            return
         except asyncio.CancelledError:
             self.metrics.failed(route, ApiError(LEFT, "The client left."))
             raise
+        except ApiError as expected:
+            error = expected
+        except Exception:
+            logger.exception("A stream failed")
+            error = unexpected()
+        self.metrics.failed(route, error)
+        yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
 
     async def _files(self, order: Order, pictures: list[Image.Image]) -> list[str]:
         """Files of pictures that may be shown."""

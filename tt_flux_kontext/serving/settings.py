@@ -18,7 +18,7 @@ class Settings:
         api_key: that they have to show; None for no key.
         max_area: pixels of a result where the client names no size; no size may have more than 1.5 times as many.
         max_steps: denoising steps of a request.
-        queue: requests that wait; more are sent away.
+        queue: requests that wait; more are sent away, and so are those that would be late by what others took.
         together: requests, of those that wait, that run phase by phase together.
         seconds: of a request, from the end of its upload to its result.
         upload_bytes, upload_pixels, upload_seconds: of all files of a request, and until they have come.

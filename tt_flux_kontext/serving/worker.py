@@ -138,8 +138,10 @@ class Worker:
             raise _stopping()
         if self.engine is None:
             raise ApiError(503, "The weights are being loaded.", code="loading", retry_after=10)
-        if len(self._waiting) >= self._settings.queue:
-            message = f"{len(self._waiting)} requests are waiting already."
+        before = len(self._waiting) + self._at_work
+        late = before and (before + 1) * self._usual_seconds > self._settings.seconds
+        if late or len(self._waiting) >= self._settings.queue:
+            message = f"There are {before} requests before this one."
             raise ApiError(429, message, code="queue_full", retry_after=self._soon())
 
     def submit(self, job: Job, tell: Callable[[object], None]) -> None:
@@ -157,10 +159,14 @@ class Worker:
             if job in self._waiting:
                 self._waiting.remove(job)
 
+    @property
+    def _usual_seconds(self) -> float:
+        """Of an edit, by the recent ones."""
+        return sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
+
     def _soon(self) -> int:
         """Seconds until a place in the queue is likely to be free, when those at work are done."""
-        each = sum(self._seconds) / len(self._seconds) if self._seconds else 1.0
-        return ceil(each * max(1, self._at_work))
+        return ceil(self._usual_seconds * max(1, self._at_work))
 
     def _work(self) -> None:
         try:
