@@ -73,9 +73,7 @@ def served(open_engine: Callable, settings: Settings, review=unfiltered) -> Iter
     metrics = Metrics()
     worker = Worker(open_engine, settings, metrics)
     service = Service(settings, worker, metrics, review)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = Server(create_app(service), "127.0.0.1", port, on_stop=worker.stop)
     thread = threading.Thread(target=super(Server, server).run)  # signals are the main thread's
     thread.start()
@@ -106,7 +104,7 @@ class Puppet:
         self.turn = Turn()
         self.steps = threading.Semaphore(0)
         self.begun = []  # prompts
-        self.fails = False
+        self.fails: Exception | None = None
         self.num_timesteps = 0
         self._editor = SimpleNamespace(size=lambda edit: EditSize(text_tokens=7, image_tokens=4, pixels=1024))
 
@@ -130,7 +128,7 @@ class Puppet:
         for step in range(call.num_inference_steps):
             self.steps.acquire()
             if self.fails:
-                raise RuntimeError("a kernel's own words")
+                raise self.fails
             yield Phase("step", step + 1, call.num_inference_steps, number)
             call.callback_on_step_end(self, step, 1000.0 * (1 - step / call.num_inference_steps), {})
 
@@ -162,6 +160,12 @@ def serve_puppet(puppet) -> Callable:
                 puppet.go()
 
     return serve
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -1,7 +1,6 @@
 """`tt-flux-kontext serve` as an operator runs it."""
 
 import importlib
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.conftest import Served, served, until
+from tests.serving.conftest import Served, free_port, served, until
 from tt_flux_kontext.cli import main
 from tt_flux_kontext.serving import engine
 from tt_flux_kontext.serving.engine import open_engine
@@ -28,7 +27,7 @@ def command(*arguments: str) -> subprocess.Popen:
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_under_load(tiny_checkpoint, tmp_path, sent):
     """What runs is answered, and to have been stopped is no error."""
-    port = 21000 + os.getpid() % 10000 + sent
+    port = free_port()
     process = command("--weights", str(tiny_checkpoint), "--max-area", "1024", "--port", str(port))
     try:
         server = Served(f"http://127.0.0.1:{port}", service=None)

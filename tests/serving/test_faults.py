@@ -162,21 +162,31 @@ class TestDevice:
         """One that fails is told so without the device's own words; after three in a row the server is ill."""
         puppet.go()
         with serve_puppet() as server:
-            puppet.fails = True
+            puppet.fails = RuntimeError("a kernel's own words")
             for _ in range(3):
                 assert server.ask("/health").status == 200
                 answer = server.ask("/v1/images/generations", {"prompt": "a"})
                 assert answer.status == 500 and code(answer) == "edit_failed"
                 assert "own words" not in answer.said["error"]["message"]
             assert server.ask("/health").status == server.ask("/v1/health").status == 503
-            puppet.fails = False
+            puppet.fails = None
             assert server.ask("/v1/images/generations", {"prompt": "a"}).status == 200
+            assert server.ask("/health").status == 200
+
+    def test_numbers_out_of_range(self, puppet, serve_puppet):
+        """Are no fault of the device's, however many ask for them."""
+        puppet.go()
+        with serve_puppet() as server:
+            puppet.fails = FloatingPointError("latents that are NaN")
+            for _ in range(4):
+                answer = server.ask("/v1/images/generations", {"prompt": "a", "guidance_scale": 1e9})
+                assert answer.status == 500 and answer.said["error"]["message"] == "latents that are NaN"
             assert server.ask("/health").status == 200
 
     def test_failure_in_a_stream(self, puppet, serve_puppet):
         puppet.go()
         with serve_puppet() as server:
-            puppet.fails = True
+            puppet.fails = RuntimeError("a kernel's own words")
             with pytest.raises(openai.APIError, match="failed on the device"):
                 list(server.client().images.generate(prompt="a", stream=True))
 
@@ -200,10 +210,10 @@ class TestDevice:
             puppet.go(2)
             assert first.result().status == 200
             until(lambda: len(puppet.begun) == 2)
-            puppet.fails = True
+            puppet.fails = RuntimeError("a kernel's own words")
             puppet.go(1)
             until(lambda: len(puppet.begun) == 3)
-            puppet.fails = False
+            puppet.fails = None
             puppet.go()
             assert sorted(each.result().status for each in others) == [200, 500]
 

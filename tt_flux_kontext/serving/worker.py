@@ -245,6 +245,8 @@ class Worker:
         """What a job is told at its end."""
         if isinstance(result, ApiError):
             return Failed(result)
+        if isinstance(result, FloatingPointError):  # by what was asked for, such as a guidance of 10**9
+            return Failed(ApiError(500, str(result), code="not_finite"))
         if isinstance(result, Exception):
             self._failures += 1
             logger.opt(exception=result).error(f"An edit failed: {result}")
