@@ -2,12 +2,14 @@
 
 python -m reference.evaluate                                        # diffusers in float32
 python -m reference.evaluate --device emulated --precision bfp8     # ours
+python -m reference.evaluate --new heart --lora demo/lora/heart.safetensors
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +18,10 @@ from tqdm import tqdm
 
 from tt_flux_kontext import FluxKontextPipeline, open_device
 
+from .lora import merge_lora
 from .pipeline import TINY_KONTEXT, load
 from .scenes import SIDE, Edit, Scene, changed_region, draw, held_out_edits
-from .wording import COLOURS, EDIT_KINDS
+from .wording import COLOURS, EDIT_KINDS, HEART
 
 MAX_CHANGED_ERROR = 0.1
 """Limit of the mean absolute error in the changed region, as a fraction of the range."""
@@ -140,20 +143,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", help="of tt_flux_kontext, such as emulated; without it diffusers runs in float32")
     parser.add_argument("--precision", help="of tt_flux_kontext")
+    parser.add_argument("--lora", type=Path, help="file that reference.train_lora wrote")
+    parser.add_argument("--new", default="", choices=(HEART,), help="edits that name this shape, which is a LoRA's")
     arguments = parser.parse_args()
-    edits = held_out_edits(arguments.count)
-    with _pipeline(arguments.checkpoint, arguments.device, arguments.precision) as pipe:
+    edits = held_out_edits(arguments.count, new=arguments.new)
+    with open_pipeline(arguments.checkpoint, arguments.device, arguments.precision, arguments.lora) as pipe:
         print(report(edits, evaluate(editor(pipe, arguments.steps), edits)))
 
 
 @contextmanager
-def _pipeline(checkpoint: str, device_name: str | None, precision: str | None):
+def open_pipeline(checkpoint: str | Path, device_name: str | None, precision: str | None, lora: Path | None = None):
+    """Ours on a device, without progress bars; without a device diffusers' in float32, the LoRA merged by hand."""
     if device_name is None:
-        yield load(checkpoint)
+        pipe = load(checkpoint)
+        if lora:
+            merge_lora(pipe.transformer, lora)
+        yield pipe
         return
     with open_device(device_name) as device:
         pipe = FluxKontextPipeline.from_pretrained(checkpoint, device=device, precision=precision)
         pipe.set_progress_bar_config(disable=True)
+        if lora:
+            pipe.load_lora_weights(lora)
         yield pipe
 
 

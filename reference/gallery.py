@@ -1,4 +1,4 @@
-"""The README's pictures: one edit of each kind, and edits of one picture in a row, by us and by diffusers.
+"""The README's pictures: one edit of each kind, edits of one picture in a row, and what a LoRA adds.
 
 python -m reference.gallery [CHECKPOINT]
 """
@@ -13,9 +13,10 @@ from tt_flux_kontext import FluxKontextPipeline, open_device
 from tt_flux_kontext.metadata import save
 
 from .evaluate import EditPictures, editor
+from .lora import HEART_LORA
 from .pipeline import TINY_KONTEXT, load
 from .scenes import SIDE, Scene, Shape, draw, held_out_edits
-from .wording import EDIT_KINDS
+from .wording import EDIT_KINDS, HEART
 
 TURNS_START = Scene("white", (Shape("circle", "green", 44, 72, 25), Shape("square", "purple", 98, 92, 22)))
 TURNS = ("make the circle red", "change the background to blue", "add a yellow star at the top right")
@@ -40,6 +41,16 @@ def turns_sheet(ours: EditPictures, theirs: EditPictures) -> Image.Image:
         for sentence in TURNS:
             rows[name] += edit(rows[name][-1:], [sentence])
     return _sheet(("", *TURNS), rows)
+
+
+def lora_sheet(pipe: FluxKontextPipeline) -> Image.Image:
+    """Columns of before, and after without and with the LoRA that knows hearts, which the pipeline has afterwards."""
+    edits = held_out_edits(len(EDIT_KINDS) - 1, new=HEART)
+    before, sentences = [draw(edit.before) for edit in edits], [edit.instruction for edit in edits]
+    rows = {"before": before, "without": editor(pipe)(before, sentences)}
+    pipe.load_lora_weights(HEART_LORA)
+    rows["with LoRA"] = editor(pipe)(before, sentences)
+    return _sheet(sentences, rows)
 
 
 def _sheet(titles: Sequence[str], rows: dict[str, Sequence[Image.Image]]) -> Image.Image:
@@ -71,7 +82,7 @@ def _wrapped(title: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw edits.png and turns.png.")
+    parser = argparse.ArgumentParser(description="Draw edits.png, turns.png and lora.png.")
     parser.add_argument("checkpoint", nargs="?", default=TINY_KONTEXT)
     parser.add_argument("--out", type=Path, default=Path("demo/pictures"), help="folder (default: %(default)s)")
     parser.add_argument("--device", default="emulated", help="of tt_flux_kontext (default: %(default)s)")
@@ -83,6 +94,7 @@ def main() -> None:
         ours = editor(pipe)
         for name, sheet in (("edits", edits_sheet), ("turns", turns_sheet)):
             save(sheet(ours, theirs), arguments.out / f"{name}.png")
+        save(lora_sheet(pipe), arguments.out / "lora.png")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ at the place that the sentence names, or in the middle; therefore every edit has
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .wording import CHANGE_KINDS, COLOURS, EDIT_KINDS, PLACES, SHAPES, Change, caption, instruction
+from .wording import CHANGE_KINDS, COLOURS, EDIT_KINDS, HEART, PLACES, SHAPES, Change, caption, instruction
 
 SIDE = 128
 """Width and height of every picture in pixels."""
@@ -36,7 +36,7 @@ _CENTRES = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A coloured shape: kind from SHAPES, colour from COLOURS, centre and circumscribed radius in pixels."""
+    """A coloured shape: kind from SHAPES or HEART, colour from COLOURS, centre and circumscribed radius in pixels."""
 
     kind: str
     colour: str
@@ -88,12 +88,12 @@ def changed_region(before: Image.Image, after: Image.Image) -> np.ndarray:
     return np.abs(difference).max(axis=-1) > 8
 
 
-def family(rng: Random, variants: int = 5) -> list[Scene]:
+def family(rng: Random, variants: int = 5, shapes: Sequence[str] = SHAPES) -> list[Scene]:
     """A random scene and variants of it, each one change away from it; all of different appearance."""
-    base = _random_scene(rng)
+    base = _random_scene(rng, shapes)
     scenes = [base]
     while len(scenes) <= variants:
-        scene = _vary(base, rng)
+        scene = _vary(base, rng, shapes)
         if scene not in scenes:
             scenes.append(scene)
     return scenes
@@ -134,6 +134,18 @@ def edits(scenes: list[Scene], rng: Random) -> list[Edit]:
     return found
 
 
+def turns(rng: Random, count: int) -> list[Edit]:
+    """Edits of one change in a row, each of the scene that the one before gives, by sentences that are held out."""
+    scene, chain = _random_scene(rng), []
+    while len(chain) < count:
+        after = _vary(scene, rng)
+        changes = difference(scene, after)
+        if changes and is_held_out(sentence := instruction(changes, rng)):
+            chain.append(Edit(scene, after, changes, sentence))
+            scene = after
+    return chain
+
+
 def describe(scene: Scene, rng: Random) -> str:
     """A sentence that describes the scene."""
     shapes = [(shape.colour, shape.kind) for shape in scene.shapes]
@@ -145,14 +157,19 @@ def is_held_out(sentence: str) -> bool:
     return zlib.crc32(sentence.strip(" .").lower().encode()) % 8 == 0
 
 
-def held_out_edits(count: int, seed: int = 0) -> list[Edit]:
-    """Edits for evaluation: scenes of their own, sentences that training never sees, kinds of edits in equal number."""
-    rng = Random(f"held out {seed}")
+def held_out_edits(count: int, seed: int = 0, new: str = "") -> list[Edit]:
+    """Edits for evaluation: scenes of their own, sentences that training never sees, kinds of edits in equal number.
+
+    With a `new` shape, beside SHAPES, all sentences name it; so none is of the background alone.
+    """
+    rng = Random(f"held out {new}{seed}")
+    shapes = (*SHAPES, new) if new else SHAPES
+    kinds = [kind for kind in EDIT_KINDS if not (new and kind == "background")]
     chosen = []
     while len(chosen) < count:
-        kind = EDIT_KINDS[len(chosen) % len(EDIT_KINDS)]
-        matching = [e for e in edits(family(rng), rng) if e.kind == kind and is_held_out(e.instruction)]
-        chosen += matching[:1]
+        kind = kinds[len(chosen) % len(kinds)]
+        found = [edit for edit in edits(family(rng, shapes=shapes), rng) if new in edit.instruction.lower()]
+        chosen += [edit for edit in found if edit.kind == kind and is_held_out(edit.instruction)][:1]
     return chosen
 
 
@@ -181,8 +198,8 @@ def _paint(scene: Scene, ground, fill: Callable[[Shape], object], mode: str, zoo
     return picture.reduce(zoom)
 
 
-def _random_scene(rng: Random) -> Scene:
-    kinds = rng.sample(SHAPES, rng.randint(1, 3))
+def _random_scene(rng: Random, shapes: Sequence[str] = SHAPES) -> Scene:
+    kinds = rng.sample(shapes, rng.randint(1, 3))
     ground, *colours = rng.sample(sorted(COLOURS), 1 + len(kinds))
     while True:
         slots = []
@@ -207,13 +224,13 @@ def _find_room(shape: Shape, others: list[Shape], rng: Random) -> Shape | None:
     return None
 
 
-def _vary(scene: Scene, rng: Random) -> Scene:
+def _vary(scene: Scene, rng: Random, shapes: Sequence[str] = SHAPES) -> Scene:
     """The scene after one random change, or the scene itself where the drawn change is not possible."""
     kind = rng.choice(CHANGE_KINDS)
     slot, shape = rng.choice([(slot, shape) for slot, shape in enumerate(scene.slots) if shape])
     used = {scene.ground, *(shape.colour for shape in scene.shapes)}
     colour = rng.choice(sorted(set(COLOURS) - used))
-    new_kind = rng.choice(sorted(set(SHAPES) - {shape.kind for shape in scene.shapes}))
+    new_kind = rng.choice(sorted(set(shapes) - {shape.kind for shape in scene.shapes}))
     if kind == "background":
         return replace(scene, ground=colour)
     if kind == "recolour":
@@ -258,8 +275,16 @@ def _corners(kind: str) -> list[tuple[float, float]]:
     """Corners of a shape of radius 1 around the origin, the first one pointing up."""
     if kind == "square":
         return [(0.8 * u, 0.8 * v) for u, v in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    if kind == HEART:
+        return [_heart(2 * math.pi * i / 48) for i in range(48)]
     count, inner = {"triangle": (3, None), "star": (5, 0.45)}[kind]
     radii = (1,) if inner is None else (1, inner)
     total = count * len(radii)
     angles = [2 * math.pi * i / total for i in range(total)]
     return [(radii[i % len(radii)] * math.sin(a), -radii[i % len(radii)] * math.cos(a)) for i, a in enumerate(angles)]
+
+
+def _heart(angle: float) -> tuple[float, float]:
+    """A point of a heart's outline, from the notch at 0 to the tip at pi."""
+    height = 13 * math.cos(angle) - 5 * math.cos(2 * angle) - 2 * math.cos(3 * angle) - math.cos(4 * angle)
+    return 0.94 * math.sin(angle) ** 3, -(height + 1) / 19

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from random import Random
 
 SHAPES = ("circle", "square", "triangle", "star")
+HEART = "heart"
+"""A shape beside SHAPES that the demo's weights were not trained on: its LoRA knows it."""
 COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 160, 60),

@@ -72,7 +72,7 @@ def train_transformer(
             before = None
         else:
             sentences, before, after = _edits(latents, count, seed, rng)
-        return _flow_loss(model, sentences, length, before, after)
+        return flow_loss(model, sentences, length, before, after)
 
     return fit("transformer", model, _optimizers(model), loss, steps, file, decay=0.998)
 
@@ -127,7 +127,7 @@ def _edits(latents: torch.Tensor, count: int, seed: int, rng: Random) -> tuple[l
         sentences.append(edit.instruction)
         before.append(latents[index, scenes.index(edit.before)])
         after.append(latents[index, scenes.index(edit.after)])
-    return sentences, _tokens(before), _tokens(after)
+    return sentences, tokens(before), tokens(after)
 
 
 def _edit_of_kind(kind: str, families: int, seed: int, rng: Random) -> tuple[int, Edit]:
@@ -144,14 +144,15 @@ def _pictures(latents: torch.Tensor, count: int, seed: int, rng: Random) -> tupl
     """Descriptions and the tokens [count, tokens, 64] of what they describe."""
     places = [(rng.randrange(len(latents)), rng.randrange(latents.shape[1])) for _ in range(count)]
     sentences = [describe(scenes_of(seed, index)[member], rng) for index, member in places]
-    return sentences, _tokens([latents[place] for place in places])
+    return sentences, tokens([latents[place] for place in places])
 
 
-def _tokens(latents: list[torch.Tensor]) -> torch.Tensor:
+def tokens(latents: list[torch.Tensor]) -> torch.Tensor:
+    """Normalised latents [16, 16, 16] of pictures as the transformer takes them, [pictures, tokens, 64]."""
     return FluxKontextPipeline._pack_latents(torch.stack(latents).float(), len(latents), 16, 2 * _GRID, 2 * _GRID)
 
 
-def _flow_loss(
+def flow_loss(
     model: torch.nn.ModuleDict, sentences: list[str], length: int, before: torch.Tensor | None, after: torch.Tensor
 ) -> torch.Tensor:
     """Mean squared error of the velocity, heavier where the edit changes something; `before` None: text to image."""

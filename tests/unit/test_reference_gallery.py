@@ -1,9 +1,11 @@
 """The README's pictures show what the pipelines made."""
 
+from types import SimpleNamespace
+
 import numpy as np
 from PIL import Image
 
-from reference.gallery import TURNS, edits_sheet, turns_sheet
+from reference.gallery import TURNS, edits_sheet, lora_sheet, turns_sheet
 from reference.scenes import SIDE, changed_region
 from reference.wording import EDIT_KINDS
 
@@ -35,3 +37,17 @@ def test_each_turn_starts_from_the_one_before():
     (first, _), (second, _), (third, _) = seen
     assert changed_region(first, second).any() and changed_region(second, third).any()
     assert second == first.point(lambda value: value // 2)
+
+
+def test_the_lora_comes_between_the_rows():
+    class Pipe:
+        colour = "red"
+
+        def __call__(self, image, **arguments):
+            return SimpleNamespace(images=paint(self.colour)(image, arguments["prompt"]))
+
+        def load_lora_weights(self, file):
+            assert file.name == "heart.safetensors"
+            self.colour = "lime"
+
+    assert shares(lora_sheet(Pipe())) == [len(EDIT_KINDS) - 1, len(EDIT_KINDS) - 1]
