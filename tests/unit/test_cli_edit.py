@@ -159,6 +159,13 @@ def test_a_folder_goes_on_where_it_stopped(run, capsys):
     assert read_parameters("out/0.png").prompt == "b"
 
 
+def test_an_edit_that_fails_is_reported_once(run, capsys):
+    Image.new("L", (8, 8)).save("black.png")
+    assert run("edit", "in/0.png", "--prompt", "a", "--mask", "black.png") == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("leaves nothing to paint anew") == 1 and "1 failed\n" in said.err
+
+
 def test_prompt_files_are_read_for_each_result(run, folder, monkeypatch):
     """As it is when the result's turn comes."""
     Path("prompt.txt").write_text("first\n")
