@@ -12,11 +12,10 @@ if TYPE_CHECKING:
 
 
 class Previews:
-    """Of one edit: where its way would end if it went on as straight as in the step before.
+    """Of one edit: what the model took the picture for, from the second step on; after the last there is the result.
 
-    That is what the model takes the picture for, without the noise that is left in the latents. The first step has none
-    before it, and after the last one there is the result. Latents wait on the host until the edit is done, since the
-    decoder may have to change places with the transformer.
+    The guesses wait on the host as latents until the edit is done, since the decoder may have to change places with the
+    transformer.
 
     Args:
         folder: for the pictures.
@@ -24,23 +23,20 @@ class Previews:
     """
 
     def __init__(self, folder: Path, every: int):
+        from tt_flux_kontext.extrapolation import Extrapolation
+
         self.folder, self.every = folder, every
-        self._latents: torch.Tensor | None = None  # after the last step
-        self._before: tuple[float, torch.Tensor] | None = None  # noise level and latents after the one before
-        self._ends: dict[int, torch.Tensor] = {}
+        self._way = Extrapolation()
+        self._guesses: dict[int, torch.Tensor] = {}
 
     def after_step(self, step: int, level: float, latents: "torch.Tensor") -> None:
-        """`step`, from 0, began at a noise level, that of the latents before, and gave packed ones [1, N, C]."""
-        if self._latents is not None:
-            if self._before and step % self.every == 0:
-                level_before, latents_before = self._before
-                velocity = (self._latents - latents_before) / (level - level_before)
-                self._ends[step] = self._latents - level * velocity
-            self._before = level, self._latents
-        self._latents = latents
+        """`step`, from 0, began at a noise level and gave packed latents [1, N, C]."""
+        guess = self._way.after_step(level, latents)  # of the latents before, after `step` steps
+        if guess is not None and step % self.every == 0:
+            self._guesses[step] = guess
 
     def save(self, pipe: "FluxKontextPipeline", size: tuple[int, int], name: str) -> None:
         """As `name`_step_002.png and so on. `size`: (width, height) of the result."""
-        for step, latents in self._ends.items():
+        for step, latents in self._guesses.items():
             (picture,) = pipe.decode(latents, height=size[1], width=size[0])
             save(picture, self.folder / f"{name}_step_{step:03}.png")

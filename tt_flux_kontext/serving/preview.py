@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tt_flux_kontext.extrapolation import Extrapolation
 from tt_flux_kontext.resolution import unpack_latents
 
 
@@ -32,31 +33,22 @@ class Colours:
 
 
 class Course:
-    """The way of an edit's latents from noise to a picture, of which the end can be guessed: it is almost straight.
-
-    `partial_images`: guesses that are wanted, spread evenly over the steps. The first two steps have none, since a
-    guess takes latents at two known levels.
-    """
+    """Guesses at where an edit ends: so many, spread evenly over its steps, but none after the first two."""
 
     def __init__(self, partial_images: int):
         self.partial_images = partial_images
-        self._latents = None
-        self._before = None  # (level, latents)
+        self._way = Extrapolation()
 
     def after_step(self, step: int, steps: int, level: float, latents: torch.Tensor) -> torch.Tensor | None:
-        """What the first result's latents [1, N, C] would become in a straight line, where that is to be shown.
+        """What the first result's latents [1, N, C] would become, where that is to be shown.
 
         Args:
             step: from 0.
             level: of noise, from 1 to 0, before this step.
             latents: [B, N, C], after it.
         """
-        here, self._latents = self._latents, latents[:1].clone()  # the latents at `level`
-        before, self._before = self._before, None if here is None else (level, here)
-        if before is None or step not in self._shown(steps):
-            return None
-        slope = (here - before[1]) / (level - before[0])
-        return here - level * slope
+        guess = self._way.after_step(level, latents[:1].clone())
+        return guess if step in self._shown(steps) else None
 
     def _shown(self, steps: int) -> set[int]:
         return {(number + 1) * steps // (self.partial_images + 1) for number in range(self.partial_images)}
