@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from tt_flux_kontext.cli.usage import DONE, FAILED, split
 from tt_flux_kontext.precision import PRECISIONS
 from tt_flux_kontext.serving.settings import Lora, Settings
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--device", help="silicon, emulated, emulated:t3k, ... (default: a card where there is one)")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: the most accurate one that fits")
-    parser.add_argument("--split", type=_split, metavar="SP,TP", help="chips over which tokens and features are split")
+    parser.add_argument("--split", type=split, metavar="SP,TP", help="chips over which tokens and features are split")
     parser.add_argument(
         "--lora", type=_lora, action="append", default=[], metavar="PATH[=SCALE]", help="adapter at work in all edits"
     )
@@ -46,25 +47,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{what} (default: %(default)s)")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Serves until it is told to stop. Exits with 1 and a sentence where it can't start."""
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until it is told to stop, and returns the exit code. Raises `ValueError` where it can't start."""
     try:
         from tt_flux_kontext.serving.app import create_app  # these take seconds
         from tt_flux_kontext.serving.server import Server
 
         service = make_service(arguments)
     except ModuleNotFoundError as error:
-        sys.exit(f"{error}: pip install 'tt-flux-kontext[serve]' has what the server needs.")
-    except ValueError as error:
-        sys.exit(str(error))
+        raise ValueError(f"{error}: pip install 'tt-flux-kontext[serve]' has what the server needs.") from error
     if service.settings.api_key is None and not _is_local(arguments.host):
         print(f"Whoever can reach {arguments.host} may use this server. {API_KEY} sets a key.", file=sys.stderr)
     worker = service.worker
     server = Server(create_app(service), arguments.host, arguments.port, on_stop=worker.stop)
     worker.on_end = server.stop
     server.run()
-    if worker.error:
-        sys.exit(1)  # the log says why
+    return FAILED if worker.error else DONE  # the log says why
 
 
 def make_service(arguments: argparse.Namespace):
@@ -102,14 +100,6 @@ def _positive(kind: type, text: str):
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"a {'whole ' if kind is int else ''}number above 0, not '{text}'")
     return value
-
-
-def _split(text: str) -> tuple[int, int]:
-    try:
-        tokens, features = map(int, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"two numbers of chips, such as 4,2, not '{text}'") from None
-    return tokens, features
 
 
 def _lora(text: str) -> Lora:
