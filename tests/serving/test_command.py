@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.conftest import Served, free_port, served, until
+from tests.serving.conftest import SECONDS, Served, free_port, served, until
 from tt_flux_kontext.cli import main
 from tt_flux_kontext.serving import engine
 from tt_flux_kontext.serving.engine import open_engine
@@ -44,7 +44,7 @@ def test_stopped_under_load(tiny_checkpoint, tmp_path, sent):
         until(lambda: "tt_flux_kontext_at_work 1.0" in server.ask("/metrics").said)
         process.send_signal(sent)
         asking.join()
-        assert answers and process.wait(20) == 0
+        assert answers and process.wait(SECONDS) == 0
         assert not listens(server)
     finally:
         process.kill()
@@ -60,7 +60,7 @@ def listens(server: Served) -> bool:
 
 def test_no_such_weights():
     process = command("--weights", "/no/such/folder", "--port", "0")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert "'/no/such/folder' is neither a folder here nor a repository" in said
 
