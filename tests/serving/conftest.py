@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tt_flux_kontext.edit import Phase
+from tt_flux_kontext.parameters import Parameters
 from tt_flux_kontext.residency import EditSize
 from tt_flux_kontext.serving import worker as worker_module
 from tt_flux_kontext.serving.app import create_app
@@ -90,7 +91,8 @@ def served(open_engine: Callable, settings: Settings, review=unfiltered) -> Iter
 def tiny(tiny_checkpoint) -> Iterator[Served]:
     """With a pipeline on the emulated device, whose pictures have 32 x 32 pixels."""
     settings = Settings("tiny", max_area=32 * 32)
-    with served(partial(open_engine, str(tiny_checkpoint), settings, device="emulated"), settings) as server:
+    parameters = Parameters(prompt="", weights=str(tiny_checkpoint), device="emulated")
+    with served(partial(open_engine, parameters, settings), settings) as server:
         until(lambda: server.service.worker.state == "ready")
         yield server
 

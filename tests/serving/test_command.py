@@ -12,6 +12,7 @@ import pytest
 
 from tests.serving.conftest import SECONDS, Served, free_port, served, until
 from tt_flux_kontext.cli import main
+from tt_flux_kontext.parameters import Parameters
 from tt_flux_kontext.serving import engine
 from tt_flux_kontext.serving.engine import open_engine
 from tt_flux_kontext.serving.settings import Settings
@@ -68,7 +69,7 @@ def test_no_such_weights():
 def test_weights_of_the_real_size_are_watched(tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(engine, "FLUX_WIDTH", 128)
     settings = Settings("tiny", max_area=32 * 32)
-    opening = partial(open_engine, str(tiny_checkpoint), settings, device="emulated")
+    opening = partial(open_engine, Parameters(prompt="", weights=str(tiny_checkpoint), device="emulated"), settings)
     with pytest.raises(engine.NotReviewed, match="--filter MODULE, or with --reviewed"), opening():
         pass
     with served(partial(opening, watched=True), settings) as server:
@@ -87,13 +88,13 @@ def test_application_for_other_servers(tiny_checkpoint, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["--weights", "a", "--filter", "json"], "'json' is no filter"),
-        (["--weights", "a", "--filter", "json", "--reviewed"], "not allowed with argument"),
-        (["--weights", "a", "--queue", "0"], "--queue: a whole number above 0, not '0'"),
-        (["--weights", "a", "--seconds", "nan"], "--seconds: a number above 0, not 'nan'"),
-        (["--weights", "a", "--lora", "a=b"], "such as style.safetensors=0.8, not 'a=b'"),
-        (["--weights", "a", "--split", "4"], "two numbers of chips"),
-        ([], "--weights"),
+        (["--filter", "json"], "'json' is no filter"),
+        (["--filter", "json", "--reviewed"], "not allowed with argument"),
+        (["--queue", "0"], "--queue: a whole number of at least 1, not '0'"),
+        (["--seconds", "nan"], "--seconds: a number, not 'nan'"),
+        (["--lora", "a", "b"], "--lora takes a PATH and a SCALE, not 'a b'"),
+        (["--device", "tpu"], "--device"),
+        (["--hots", "a"], "Did you mean: tt-flux-kontext serve --host a"),
     ],
 )
 def test_arguments(arguments, says, capsys):

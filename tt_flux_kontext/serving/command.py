@@ -7,9 +7,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tt_flux_kontext.cli.usage import DONE, FAILED, split
+from tt_flux_kontext.backend import DEVICES, choose
+from tt_flux_kontext.cli.loading import KONTEXT_DEV
+from tt_flux_kontext.cli.options import read_lora
+from tt_flux_kontext.cli.usage import DONE, FAILED, finite, split, whole
+from tt_flux_kontext.parameters import Parameters
 from tt_flux_kontext.precision import PRECISIONS
-from tt_flux_kontext.serving.settings import Lora, Settings
+from tt_flux_kontext.serving.settings import Settings
 
 API_KEY = "TT_FLUX_KONTEXT_API_KEY"  # environment variable: all users of a machine can read its command lines
 _LIMITS = {
@@ -25,25 +29,39 @@ _LIMITS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", required=True, help="checkpoint folder or hub id")
-    parser.add_argument("--device", help="silicon, emulated, emulated:t3k, ... (default: a card where there is one)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: the most accurate one that fits")
-    parser.add_argument("--split", type=split, metavar="SP,TP", help="chips over which tokens and features are split")
-    parser.add_argument(
-        "--lora", type=_lora, action="append", default=[], metavar="PATH[=SCALE]", help="adapter at work in all edits"
+    model = parser.add_argument_group("with what")
+    model.add_argument(
+        "--weights",
+        default=KONTEXT_DEV,
+        metavar="W",
+        help="folder, hub id, or a .safetensors or .gguf file (default: %(default)s)",
     )
+    model.add_argument("--config", metavar="C", help=f"folder or hub id beside a file (default: {KONTEXT_DEV})")
+    model.add_argument(
+        "--lora",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("PATH", "SCALE"),
+        help="an adapter for all requests; repeatable",
+    )
+    model.add_argument("--precision", choices=PRECISIONS, help="default: the most accurate that fits")
+    model.add_argument(
+        "--device", choices=DEVICES, metavar="D", help="silicon, emulated, emulated:t3k, ... (default: a card if any)"
+    )
+    model.add_argument("--split", type=split, metavar="SP,TP", help="chips for tokens and for features, such as 4,2")
     watch = parser.add_mutually_exclusive_group()
     watch.add_argument(
         "--filter", metavar="MODULE", help="of a function refuse(prompts, pictures), which gives a reason or None"
     )
     watch.add_argument("--reviewed", action="store_true", help="somebody looks at all results before they are shown")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--port", type=whole(0, 65535), default=8000, help="default: %(default)s")
     parser.add_argument("--model-name", help="by which clients ask for it (default: that of the weights)")
     defaults = Settings(model="")
     for name, what in _LIMITS.items():
         default = getattr(defaults, name)
-        option, kind = f"--{name.replace('_', '-')}", partial(_positive, type(default))
+        option, kind = f"--{name.replace('_', '-')}", whole(1) if isinstance(default, int) else finite(1)
         parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{what} (default: %(default)s)")
 
 
@@ -66,49 +84,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def make_service(arguments: argparse.Namespace):
-    """The `Service` that the arguments describe. Raises `ValueError` for a filter that is none."""
+    """The `Service` that the arguments describe.
+
+    Raises `UsageError`, `ValueError` for a filter that is none, and `RuntimeError` for a device that can't be had.
+    """
     from tt_flux_kontext.serving.engine import open_engine
     from tt_flux_kontext.serving.metrics import Metrics
     from tt_flux_kontext.serving.review import load_filter, unfiltered
     from tt_flux_kontext.serving.service import Service
     from tt_flux_kontext.serving.worker import Worker
 
-    weights = arguments.weights
+    weights, device = arguments.weights, arguments.device or choose()
+    choose(device.partition(":")[0])
     model = arguments.model_name or (Path(weights).resolve().name if Path(weights).is_dir() else weights)
     limits = {name: getattr(arguments, name) for name in _LIMITS}
     settings = Settings(model=model, api_key=os.environ.get(API_KEY) or None, **limits)
     review = load_filter(arguments.filter) if arguments.filter else unfiltered
-    opening = partial(
-        open_engine,
-        weights,
-        settings,
-        device=arguments.device,
+    parameters = Parameters(
+        prompt="",
+        weights=weights,
+        config=arguments.config,
+        loras=tuple(map(read_lora, arguments.lora)),
         precision=arguments.precision,
+        device=device,
         split=arguments.split,
-        loras=tuple(arguments.lora),
-        watched=bool(arguments.filter) or arguments.reviewed,
     )
+    watched = bool(arguments.filter) or arguments.reviewed
+    opening = partial(open_engine, parameters, settings, watched=watched)
     metrics = Metrics()
     return Service(settings, Worker(opening, settings, metrics), metrics, review)
-
-
-def _positive(kind: type, text: str):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"a {'whole ' if kind is int else ''}number above 0, not '{text}'")
-    return value
-
-
-def _lora(text: str) -> Lora:
-    path, _, scale = text.partition("=")
-    try:
-        return Lora(path, float(scale or 1))
-    except ValueError:
-        message = f"a path, or a path and a number, such as style.safetensors=0.8, not '{text}'"
-        raise argparse.ArgumentTypeError(message) from None
 
 
 def _is_local(host: str) -> bool:

@@ -12,9 +12,11 @@ from loguru import logger
 
 from tt_flux_kontext import FluxKontextPipeline, open_device
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.cli.loading import load_pipeline
 from tt_flux_kontext.edit import Phase
+from tt_flux_kontext.parameters import Parameters
 from tt_flux_kontext.serving.preview import Colours, patches
-from tt_flux_kontext.serving.settings import Lora, Settings
+from tt_flux_kontext.serving.settings import Settings
 
 FLUX_WIDTH = 3072  # features of FLUX.1's transformer: weights as wide are no toy
 
@@ -33,29 +35,17 @@ class Engine:
 
 
 @contextmanager
-def open_engine(
-    weights: str,
-    settings: Settings,
-    *,
-    device: str | None = None,
-    precision: str | None = None,
-    split: tuple[int, int] | None = None,
-    loras: tuple[Lora, ...] = (),
-    watched: bool = False,
-) -> Iterator[Engine]:
+def open_engine(parameters: Parameters, settings: Settings, *, watched: bool = False) -> Iterator[Engine]:
     """Opens the device, loads the weights and makes one edit, so that the next finds programs and weights in place.
 
     Args:
-        weights: checkpoint folder or hub id.
-        device: as `open_device` takes it.
-        precision, split: the pipeline's.
-        loras: adapters at work in all edits.
+        parameters: device, weights, and what else all edits have in common.
         watched: whether there is a filter, or someone who reviews results.
 
     Raises `NotReviewed` for weights of FLUX.1's size that nothing watches over, and what the pipeline raises.
     """
-    with open_device(device) as opened:
-        pipe = FluxKontextPipeline.from_pretrained(weights, device=opened, precision=precision, split=split)
+    with open_device(parameters.device) as device:
+        pipe = load_pipeline(parameters, device)
         config = pipe.transformer_config
         if config.num_attention_heads * config.attention_head_dim >= FLUX_WIDTH and not watched:
             raise NotReviewed(
@@ -63,11 +53,7 @@ def open_engine(
                 "Start with --filter MODULE, or with --reviewed where somebody looks at all results."
             )
         pipe.set_progress_bar_config(disable=True)
-        for i, lora in enumerate(loras):
-            pipe.load_lora_weights(lora.path, adapter_name=f"lora_{i}")
-        if loras:
-            pipe.set_adapters([f"lora_{i}" for i in range(len(loras))], [lora.scale for lora in loras])
-        yield Engine(pipe, partial(ttnn.synchronize_device, opened), _warm_up(pipe, settings))
+        yield Engine(pipe, partial(ttnn.synchronize_device, device), _warm_up(pipe, settings))
 
 
 def run(work: Iterator[Phase], wait: Callable[[], None], done: Callable[[Phase, float], None]):

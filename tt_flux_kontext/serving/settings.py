@@ -1,12 +1,6 @@
 """What an operator decides."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
-
-
-class Lora(NamedTuple):
-    path: str
-    scale: float
 
 
 @dataclass(frozen=True)
