@@ -1,6 +1,8 @@
 """What goes wrong: on the way here, on the device, and with those who ask."""
 
+import asyncio
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ from PIL import Image
 
 from tests.serving.conftest import png, served, until
 from tt_flux_kontext.serving import server as server_module
-from tt_flux_kontext.serving.errors import refused
+from tt_flux_kontext.serving.errors import ApiError, refused
 from tt_flux_kontext.serving.review import Filter, load_filter
 from tt_flux_kontext.serving.settings import Settings
 
@@ -376,7 +378,12 @@ class TestFilter:
         with pytest.raises(openai.APIError, match="not that"):
             list(events)
 
-    def test_modules(self):
+    def test_modules(self, tmp_path, monkeypatch):
+        (tmp_path / "house_rules.py").write_text("def refuse(prompts, pictures):\n    return 'no'\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+        with pytest.raises(ApiError, match="Refused by the server's filter: no"):
+            asyncio.run(load_filter("house_rules")(["a"], []))
         with pytest.raises(ValueError, match="'json' is no filter"):
             load_filter("json")
         with pytest.raises(ValueError, match="'no.such' is no filter"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -36,7 +37,9 @@ class Filter:
 
 
 def load_filter(module: str) -> Filter:
-    """Of the module's function `refuse`. Raises `ValueError` where there is none."""
+    """Of the function `refuse` of a module, which may be in the working folder. Raises `ValueError` for none."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), FUNCTION)
     except (ImportError, AttributeError) as error:
