@@ -8,10 +8,11 @@ import os
 import shlex
 
 from tt_flux_kontext.serving.app import create_app
-from tt_flux_kontext.serving.command import add_arguments, make_service
+from tt_flux_kontext.serving.command import add_arguments, make_service, make_settings
 
 VARIABLE = "TT_FLUX_KONTEXT_SERVE"
 
 _parser = argparse.ArgumentParser(prog=VARIABLE)
 add_arguments(_parser)
-app = create_app(make_service(_parser.parse_args(shlex.split(os.environ.get(VARIABLE, "")))))
+_arguments = _parser.parse_args(shlex.split(os.environ.get(VARIABLE, "")))
+app = create_app(make_service(_arguments, make_settings(_arguments)))

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         from tt_flux_kontext.serving.app import create_app  # these take seconds
         from tt_flux_kontext.serving.server import Server
 
-        service = make_service(arguments)
+        service = make_service(arguments, make_settings(arguments))
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: pip install 'tt-flux-kontext[serve]' has what the server needs.") from error
     if service.settings.api_key is None and not _is_local(arguments.host):
@@ -83,7 +83,15 @@ def run(arguments: argparse.Namespace) -> int:
     return FAILED if worker.error else DONE  # the log says why
 
 
-def make_service(arguments: argparse.Namespace):
+def make_settings(arguments: argparse.Namespace) -> Settings:
+    """Those that the arguments and the environment describe."""
+    weights = arguments.weights
+    model = arguments.model_name or (Path(weights).resolve().name if Path(weights).is_dir() else weights)
+    limits = {name: getattr(arguments, name) for name in _LIMITS}
+    return Settings(model=model, api_key=os.environ.get(API_KEY) or None, **limits)
+
+
+def make_service(arguments: argparse.Namespace, settings: Settings):
     """The `Service` that the arguments describe.
 
     Raises `UsageError`, `ValueError` for a filter that is none, and `RuntimeError` for a device that can't be had.
@@ -94,15 +102,12 @@ def make_service(arguments: argparse.Namespace):
     from tt_flux_kontext.serving.service import Service
     from tt_flux_kontext.serving.worker import Worker
 
-    weights, device = arguments.weights, arguments.device or choose()
+    device = arguments.device or choose()
     choose(device.partition(":")[0])
-    model = arguments.model_name or (Path(weights).resolve().name if Path(weights).is_dir() else weights)
-    limits = {name: getattr(arguments, name) for name in _LIMITS}
-    settings = Settings(model=model, api_key=os.environ.get(API_KEY) or None, **limits)
     review = load_filter(arguments.filter) if arguments.filter else unfiltered
     parameters = Parameters(
         prompt="",
-        weights=weights,
+        weights=arguments.weights,
         config=arguments.config,
         loras=tuple(map(read_lora, arguments.lora)),
         precision=arguments.precision,
