@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import socket
 import threading
 import time
@@ -70,19 +71,19 @@ class Served:
 
 
 @contextmanager
-def served(open_engine: Callable, settings: Settings, review=unfiltered) -> Iterator[Served]:
+def served(open_engine: Callable, settings: Settings, review=unfiltered, page=False) -> Iterator[Served]:
     metrics = Metrics()
     worker = Worker(open_engine, settings, metrics)
     service = Service(settings, worker, metrics, review)
     port = free_port()
-    server = Server(create_app(service), "127.0.0.1", port, on_stop=worker.stop)
+    server = Server(create_app(service, page), "127.0.0.1", port, on_stop=worker.stop)
     thread = threading.Thread(target=super(Server, server).run)  # signals are the main thread's
     thread.start()
     try:
         until(lambda: server.started)
         yield Served(f"http://127.0.0.1:{port}", service)
     finally:
-        server.stop()
+        server.handle_exit(signal.SIGTERM, None)
         thread.join(SECONDS)
         assert not thread.is_alive()
 
@@ -153,8 +154,8 @@ def serve_puppet(puppet) -> Callable:
         yield Engine(puppet, lambda: None, colours=None)
 
     @contextmanager
-    def serve(review=unfiltered, **settings):
-        with served(opened, Settings("puppet", **settings), review) as server:
+    def serve(review=unfiltered, page=False, **settings):
+        with served(opened, Settings("puppet", **settings), review, page) as server:
             until(lambda: server.service.worker.state == "ready")
             try:
                 yield server

@@ -13,15 +13,15 @@ from tt_flux_kontext.serving.errors import ApiError, refused, unexpected
 from tt_flux_kontext.serving.gate import Gate
 from tt_flux_kontext.serving.options import read_options
 from tt_flux_kontext.serving.pictures import read_pictures
-from tt_flux_kontext.serving.service import EDITS, GENERATIONS, Kind, Service
+from tt_flux_kontext.serving.service import EDITS, GENERATIONS, Service
 
 IMAGES = 16  # of a request
 FIELDS = 64
 IMAGE_FIELDS = ("image", "image[]")
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application. Its worker starts and stops with it."""
+def create_app(service: Service, page: bool = False) -> FastAPI:
+    """The application, with a page for people too where that is wanted. Its worker starts and stops with it."""
     settings, worker, metrics = service.settings, service.worker, service.metrics
 
     @asynccontextmanager
@@ -74,7 +74,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Response:
-        async with counted(EDITS):
+        with metrics.counting(EDITS.route):
             worker.check()  # before the upload
             async with request.form(max_files=IMAGES + 1, max_fields=FIELDS) as form:
                 fields, images, mask = _sorted(form.multi_items())
@@ -87,7 +87,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/v1/images/generations")
     async def generations(request: Request) -> Response:
-        async with counted(GENERATIONS):
+        with metrics.counting(GENERATIONS.route):
             worker.check()
             try:
                 fields = await request.json()
@@ -97,19 +97,10 @@ def create_app(service: Service) -> FastAPI:
                 raise refused("The request is no JSON object.")
             return await service.answer(request, GENERATIONS, read_options(fields, settings))
 
-    @asynccontextmanager
-    async def counted(kind: Kind) -> AsyncIterator[None]:
-        """Counts what fails; what succeeds is counted when it is answered."""
-        try:
-            yield
-        except ApiError as error:
-            metrics.failed(kind.route, error)
-            raise
-        except Exception as error:
-            status = error.status_code if isinstance(error, HTTPException) else 500
-            metrics.failed(kind.route, ApiError(status, str(error)))
-            raise
+    if page:
+        from tt_flux_kontext.serving.page import mount  # an extra
 
+        mount(app, service)
     return app
 
 

@@ -15,4 +15,4 @@ VARIABLE = "TT_FLUX_KONTEXT_SERVE"
 _parser = argparse.ArgumentParser(prog=VARIABLE)
 add_arguments(_parser)
 _arguments = _parser.parse_args(shlex.split(os.environ.get(VARIABLE, "")))
-app = create_app(make_service(_arguments, make_settings(_arguments)))
+app = create_app(make_service(_arguments, make_settings(_arguments)), page=_arguments.page)

@@ -13,7 +13,7 @@ from tt_flux_kontext.cli.options import read_lora
 from tt_flux_kontext.cli.usage import DONE, FAILED, finite, split, whole
 from tt_flux_kontext.parameters import Parameters
 from tt_flux_kontext.precision import PRECISIONS
-from tt_flux_kontext.serving.settings import Settings
+from tt_flux_kontext.serving.settings import PAGE, Settings
 
 API_KEY = "TT_FLUX_KONTEXT_API_KEY"  # environment variable: all users of a machine can read its command lines
 _LIMITS = {
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     watch.add_argument("--reviewed", action="store_true", help="somebody looks at all results before they are shown")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=whole(0, 65535), default=8000, help="default: %(default)s")
+    parser.add_argument("--page", action="store_true", help=f"for people, under {PAGE}; takes the extra `page`")
     parser.add_argument("--model-name", help="by which clients ask for it (default: that of the weights)")
     defaults = Settings(model="")
     for name, what in _LIMITS.items():
@@ -72,12 +73,14 @@ def run(arguments: argparse.Namespace) -> int:
         from tt_flux_kontext.serving.server import Server
 
         service = make_service(arguments, make_settings(arguments))
+        app = create_app(service, page=arguments.page)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: pip install 'tt-flux-kontext[serve]' has what the server needs.") from error
+        extra = "page" if arguments.page else "serve"
+        raise ValueError(f"{error}: pip install 'tt-flux-kontext[{extra}]' has what the server needs.") from error
     if service.settings.api_key is None and not _is_local(arguments.host):
         print(f"Whoever can reach {arguments.host} may use this server. {API_KEY} sets a key.", file=sys.stderr)
     worker = service.worker
-    server = Server(create_app(service), arguments.host, arguments.port, on_stop=worker.stop)
+    server = Server(app, arguments.host, arguments.port, on_stop=worker.stop)
     worker.on_end = server.stop
     server.run()
     return FAILED if worker.error else DONE  # the log says why

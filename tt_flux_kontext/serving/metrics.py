@@ -1,6 +1,10 @@
 """What the server counts, for Prometheus."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from starlette.exceptions import HTTPException
 
 from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.serving.errors import LEFT, ApiError
@@ -42,6 +46,19 @@ class Metrics:
     def failed(self, route: str, error: ApiError) -> None:
         outcome = _OUTCOMES.get(error.status) or ("failed" if error.status >= 500 else "refused")
         self._requests.labels(route, outcome).inc()
+
+    @contextmanager
+    def counting(self, route: str) -> Iterator[None]:
+        """Counts what fails; what succeeds is counted when it is answered."""
+        try:
+            yield
+        except ApiError as error:
+            self.failed(route, error)
+            raise
+        except Exception as error:
+            status = error.status_code if isinstance(error, HTTPException) else 500
+            self.failed(route, ApiError(status, str(error)))
+            raise
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

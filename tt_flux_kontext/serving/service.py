@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from loguru import logger
@@ -15,6 +16,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.metadata import EDITED, GENERATED
 from tt_flux_kontext.resolution import DEFAULT_AREA, output_size, reference_size
 from tt_flux_kontext.serving.errors import LEFT, ApiError, refused, unexpected
@@ -22,7 +24,7 @@ from tt_flux_kontext.serving.metrics import Metrics
 from tt_flux_kontext.serving.options import EDGE, Options, read_size
 from tt_flux_kontext.serving.pictures import to_file
 from tt_flux_kontext.serving.settings import Settings
-from tt_flux_kontext.serving.worker import Begun, Done, Failed, Job, Partial, Worker
+from tt_flux_kontext.serving.worker import Done, Event, Failed, Job, Partial, Worker
 
 PING = 15.0  # seconds after which a stream says that it is still there: proxies close silent ones
 
@@ -55,8 +57,8 @@ class Order:
         size = f"{picture.width}x{picture.height}"
         return {"background": "opaque", "output_format": self.options.output_format, "size": size}
 
-    def to_base64(self, picture: Image.Image, index: int, model: str) -> str:
-        """A result's file."""
+    def file(self, picture: Image.Image, index: int, model: str) -> bytes:
+        """A result's."""
         options = self.options
         fields = {
             "Steps": options.num_inference_steps,
@@ -69,8 +71,16 @@ class Order:
         if options.guidance_scale is not None:
             fields["Distilled CFG Scale"] = options.guidance_scale
         parameters = f"{options.prompt}\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
-        file = to_file(picture, options.output_format, options.output_compression, parameters, self.kind.source)
-        return base64.b64encode(file).decode()
+        return to_file(picture, options.output_format, options.output_compression, parameters, self.kind.source)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Files of pictures that may be shown: the results, or of a guess on the way."""
+
+    event: Done | Partial
+    pictures: list[Image.Image]
+    files: list[bytes]
 
 
 class Service:
@@ -100,22 +110,37 @@ class Service:
         mask: Image.Image | None = None,
     ) -> Response:
         """Pictures, or with `stream` their events; raises `ApiError` for what comes before the edit begins."""
-        await self._review(options.prompts, pictures)
-        seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-        order = Order(kind, options, self._size(options, pictures), seed, time.perf_counter())
-        arguments = await asyncio.to_thread(self._arguments, order, pictures, mask)
-        events = self._follow(request, Job(arguments, options.partial_images))
-        await anext(events)  # `Begun`, or the first ping
+        order, events = await self.begin(kind, options, pictures, mask, partial(_until_gone, request))
         if options.stream:
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies pass on what comes at once
             return StreamingResponse(self._stream(order, events), media_type="text/event-stream", headers=headers)
         async with aclosing(events):
-            done = [event async for event in events if isinstance(event, Done)][0]
-        files = await self._files(order, done.pictures)
-        data = [{"b64_json": file, "seed": seed + i} for i, file in enumerate(files)]
+            done = [event async for event in events if isinstance(event, Shown)][-1]
+        data = [{"b64_json": _base64(file), "seed": order.seed + i} for i, file in enumerate(done.files)]
         self.metrics.answered(kind.route, time.perf_counter() - order.begun)
-        answer = {"created": int(time.time()), "data": data, "usage": _usage(order, done)}
+        answer = {"created": int(time.time()), "data": data, "usage": _usage(order, done.event)}
         return JSONResponse(answer | order.described(done.pictures[0]))
+
+    async def begin(
+        self,
+        kind: Kind,
+        options: Options,
+        pictures: Sequence[Image.Image],
+        mask: Image.Image | None,
+        gone: Callable[[], Awaitable],
+    ) -> tuple[Order, AsyncIterator[Phase | Shown | None]]:
+        """What is to be made, when the device has it, and what happens to it: the last of that are the results.
+
+        `gone` returns when nobody waits for it any more. Raises `ApiError` for what comes before the edit begins; the
+        iterator does for what comes later, and cancels the edit where it is closed before its end.
+        """
+        await self._review(options.prompts, pictures)
+        seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+        order = Order(kind, options, self._size(options, pictures), seed, time.perf_counter())
+        arguments = await asyncio.to_thread(self._arguments, order, pictures, mask)
+        events = self._follow(gone, Job(arguments, options.partial_images))
+        await anext(events)  # `Begun`, or the first ping
+        return order, self._shown(order, events)
 
     def _size(self, options: Options, pictures: Sequence[Image.Image]) -> tuple[int, int]:
         """(height, width): what was asked for, or that of the first picture's bucket. Raises `ApiError`."""
@@ -151,7 +176,20 @@ class Service:
             arguments["mask_image"] = mask
         return arguments
 
-    async def _follow(self, request: Request, job: Job) -> AsyncIterator[Begun | Partial | Done | None]:
+    async def _shown(self, order: Order, events: AsyncIterator) -> AsyncIterator[Phase | Shown | None]:
+        """The events, with files of their pictures once these are reviewed."""
+        colours = self.worker.engine.colours
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Partial):
+                    picture = await asyncio.to_thread(colours.picture, event.latents, order.size)
+                    yield await self._reviewed(order, event, [picture])
+                elif isinstance(event, Done):
+                    yield await self._reviewed(order, event, event.pictures)
+                else:
+                    yield event
+
+    async def _follow(self, gone: Callable[[], Awaitable], job: Job) -> AsyncIterator[Event | None]:
         """What the worker tells of a job, and None after some seconds of silence.
 
         Raises `ApiError` when it fails or is late, or the client leaves; then, and when nobody listens any more, the
@@ -160,7 +198,7 @@ class Service:
         loop = asyncio.get_running_loop()
         end, told = loop.time() + self.settings.seconds, asyncio.Queue()
         self.worker.submit(job, lambda event: loop.call_soon_threadsafe(told.put_nowait, event))
-        gone, news = asyncio.ensure_future(_until_gone(request)), None
+        gone, news = asyncio.ensure_future(gone()), None
         try:
             while True:
                 news = news or asyncio.ensure_future(told.get())
@@ -188,21 +226,20 @@ class Service:
 
     async def _stream(self, order: Order, events: AsyncIterator) -> AsyncIterator[str]:
         """Server-sent events in OpenAI's form, the last of them with the results, or with an error."""
-        route, kind, colours = order.kind.route, order.kind.event, self.worker.engine.colours
+        route, kind = order.kind.route, order.kind.event
         try:
             async with aclosing(events):
                 async for event in events:
-                    if event is None:
+                    if not isinstance(event, Shown):
                         yield ": at work\n\n"
-                    elif isinstance(event, Partial):
-                        picture = await asyncio.to_thread(colours.picture, event.latents, order.size)
-                        (file,) = await self._files(order, [picture])
-                        more = order.described(picture) | {"partial_image_index": event.index}
-                        yield _event(f"{kind}.partial_image", file, more)
-                    elif isinstance(event, Done):
-                        more = order.described(event.pictures[0]) | {"usage": _usage(order, event)}
-                        for file in await self._files(order, event.pictures):
-                            yield _event(f"{kind}.completed", file, more)
+                        continue
+                    what, more = "partial_image", order.described(event.pictures[0])
+                    if isinstance(event.event, Partial):
+                        more |= {"partial_image_index": event.event.index}
+                    else:
+                        what, more = "completed", more | {"usage": _usage(order, event.event)}
+                    for file in event.files:
+                        yield _event(f"{kind}.{what}", file, more)
             self.metrics.answered(route, time.perf_counter() - order.begun)
             return
         except asyncio.CancelledError:
@@ -216,19 +253,22 @@ class Service:
         self.metrics.failed(route, error)
         yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
 
-    async def _files(self, order: Order, pictures: list[Image.Image]) -> list[str]:
-        """Files of pictures that may be shown."""
+    async def _reviewed(self, order: Order, event: Done | Partial, pictures: list[Image.Image]) -> Shown:
         await self._review(order.options.prompts, pictures)
 
-        def files() -> list[str]:
-            return [order.to_base64(picture, i, self.settings.model) for i, picture in enumerate(pictures)]
+        def files() -> list[bytes]:
+            return [order.file(picture, i, self.settings.model) for i, picture in enumerate(pictures)]
 
-        return await asyncio.to_thread(files)
+        return Shown(event, pictures, await asyncio.to_thread(files))
 
 
-def _event(name: str, file: str, more: dict) -> str:
-    data = {"type": name, "b64_json": file, "created_at": int(time.time()), "quality": "auto"} | more
+def _event(name: str, file: bytes, more: dict) -> str:
+    data = {"type": name, "b64_json": _base64(file), "created_at": int(time.time()), "quality": "auto"} | more
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def _base64(file: bytes) -> str:
+    return base64.b64encode(file).decode()
 
 
 def _usage(order: Order, done: Done) -> dict:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+PAGE = "/page"  # path of the page for people
+
 
 @dataclass(frozen=True)
 class Settings:

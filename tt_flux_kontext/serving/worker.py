@@ -14,6 +14,7 @@ from loguru import logger
 from PIL import Image
 
 from tt_flux_kontext.call import Call, read_call
+from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.residency import DoesNotFit
 from tt_flux_kontext.serving.engine import Engine, run
 from tt_flux_kontext.serving.errors import LEFT, ApiError, refused
@@ -52,6 +53,9 @@ class Failed:
     error: ApiError
 
 
+Event = Begun | Phase | Partial | Done | Failed
+
+
 class Job:
     """An edit that was asked for.
 
@@ -60,14 +64,15 @@ class Job:
         partial_images: guesses that are wanted on the way.
 
     Attributes:
-        tell: called from the device's thread with `Begun`, `Partial`, and last `Done` or `Failed`.
+        tell: called from the device's thread with `Begun`; each `Phase` when the device has done it, and `Partial`;
+            and last `Done` or `Failed`.
     """
 
     def __init__(self, arguments: dict, partial_images: int = 0):
         self.arguments = arguments
         self.course = Course(partial_images) if partial_images else None
         self.partials = 0
-        self.tell: Callable[[object], None] = lambda event: None
+        self.tell: Callable[[Event], None] = lambda event: None
         self.cancelled = False
 
 
@@ -144,7 +149,7 @@ class Worker:
             message = f"There are {before} requests before this one."
             raise ApiError(429, message, code="queue_full", retry_after=self._soon())
 
-    def submit(self, job: Job, tell: Callable[[object], None]) -> None:
+    def submit(self, job: Job, tell: Callable[[Event], None]) -> None:
         """`tell` gets what there is to say of the job. Raises `ApiError` where it isn't taken."""
         job.tell = tell
         with self._change:
@@ -201,8 +206,13 @@ class Worker:
             self._at_work = len(read)
             if read:
                 calls = [call for _, call in read]
+
+                def done(phase: Phase, seconds: float) -> None:
+                    self._metrics.phase(phase, seconds)
+                    read[phase.edit][0].tell(phase)
+
                 try:
-                    results = run(pipe.dispatch_calls(calls), self.engine.wait, self._metrics.phase)
+                    results = run(pipe.dispatch_calls(calls), self.engine.wait, done)
                 except Exception as error:  # of all of them
                     results = [error] * len(calls)
                 for (job, call), result in zip(read, results, strict=True):
