@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.serving.conftest import SECONDS, Served, served, until
+from tt_flux_kontext.serving import service as service_module
 from tt_flux_kontext.serving.engine import open_engine
 from tt_flux_kontext.serving.errors import refused
 from tt_flux_kontext.serving.settings import PAGE, Settings
@@ -198,6 +199,17 @@ def test_stop(visit, serve_puppet, puppet):
         reader.tab.wait_for_function("document.querySelector('#status').innerText.includes('Stopped')")
         puppet.go()
         until(lambda: "tt_flux_kontext_at_work 0.0" in server.ask("/metrics").said)
+
+
+def test_leaves(visit, serve_puppet, puppet, monkeypatch):
+    """Who closes the page takes his edit off the device."""
+    monkeypatch.setattr(service_module, "PING", 0.5)
+    with serve_puppet(page=True) as server:
+        reader = visit(server)
+        reader.ask("a")
+        until(lambda: puppet.begun == ["a"])
+        reader.tab.close()
+        until(lambda: server.outcomes() == {"left": 1})
 
 
 def test_the_server_stops_while_the_page_is_open(visit, serve_puppet):

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI
+from loguru import logger
 from PIL import Image
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tt_flux_kontext.edit import Phase
-from tt_flux_kontext.serving.errors import LEFT, ApiError, refused
+from tt_flux_kontext.serving.errors import LEFT, ApiError, refused, unexpected
 from tt_flux_kontext.serving.options import read_options
 from tt_flux_kontext.serving.pictures import read_pictures
 from tt_flux_kontext.serving.service import EDITS, GENERATIONS, Service, Shown
@@ -70,6 +71,8 @@ def mount(app: FastAPI, service: Service) -> None:
         max_file_size=service.settings.upload_bytes,
         theme=gr.themes.Default(font=FONT, font_mono=MONOSPACE),
         footer_links=[],
+        show_error=False,
+        enable_monitoring=False,
         run_history=False,
         ssr_mode=False,
         mcp_server=False,
@@ -183,7 +186,8 @@ class _Page:
             "stream": True,
             "partial_images": PREVIEWS,
         }
-        yield {self._status: _said("Waiting ...")}
+        said = _said("Waiting ...")
+        yield {self._status: said}
         try:
             with service.metrics.counting(kind.route):
                 service.worker.check()
@@ -199,7 +203,8 @@ class _Page:
                             after = self._keep(event.files[0], f"tt_flux_kontext-{order.seed}.png")
                             yield {self._slider: (before or after, after)}
                         elif event:
-                            yield {self._status: _progress(event)}
+                            said = _progress(event)
+                        yield {self._status: said}  # here gradio closes what nobody looks at any more
                 service.metrics.answered(kind.route, time.perf_counter() - order.begun)
         except ApiError as error:
             yield {self._status: _said(str(error))}
@@ -207,6 +212,10 @@ class _Page:
         except (asyncio.CancelledError, GeneratorExit):
             service.metrics.failed(kind.route, ApiError(LEFT, "The client left."))
             raise
+        except Exception:
+            logger.exception("An edit of the page's failed")
+            yield {self._status: _said(str(unexpected()))}
+            return
         turns = [*turns, Turn(before or after, after, f"{prompt} (seed {order.seed})")]
         yield {
             self._status: _said(f"Seed {order.seed}, {time.perf_counter() - order.begun:.1f} s"),
