@@ -20,6 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.conftest import Served, png
 from tt_flux_kontext.serving import cards
 
+pytest.importorskip("ray", reason="Ray isn't installed: the extra `ray`")
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray
 
 SHORT = {"max_sequence_length": 16, "num_inference_steps": 4}
