@@ -9,7 +9,7 @@ from loguru import logger
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -34,6 +34,7 @@ class Front:
         self._settings = settings
         self._replicas = replicas
         self._answer = replicas.options(stream=True).answer
+        self._turn = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         routes = [Route("/metrics", self._metrics), Mount("/", self._pass_on)]
@@ -56,22 +57,31 @@ class Front:
     async def _answered(self, scope: Scope, receive: Receive) -> AsyncIterator[list[Message]]:
         """What a replica sends. Raises `ApiError` where none takes the request, and where one ends under it."""
         body = await Request(scope, receive).body()
-        answer = self._answer.remote({name: scope[name] for name in _SCOPE if name in scope}, body)
+        head = {name: scope[name] for name in _SCOPE if name in scope}
         try:
-            yield await asyncio.wait_for(anext(answer), WAIT)
-            async for messages in answer:
+            async for messages in await asyncio.wait_for(self._taken(head, body), WAIT):
                 yield messages
         except asyncio.TimeoutError:
-            answer.cancel()
             message = f"No card could take the request within {WAIT} s."
             raise ApiError(503, message, code="no_card", retry_after=WAIT) from None
-        except BackPressureError:
-            message = "All cards have as many requests as they take."
-            raise ApiError(429, message, code="queue_full", retry_after=WAIT) from None
         except (RayError, RayServeException) as error:
             logger.warning(f"A replica ended under a request: {error}")
             message = "The card that had the request was lost; another may make the edit."
             raise ApiError(503, message, code="card_lost", retry_after=1) from None
+
+    async def _taken(self, head: dict, body: bytes) -> AsyncIterator[list[Message]]:
+        """The answer of a replica that has taken the request, from the first message on.
+
+        One request is given away after the other: two at once would both go where the queue is short.
+        """
+        async with self._turn:
+            answer = self._answer.remote(head, body)
+            try:
+                await anext(answer)
+            except asyncio.CancelledError:
+                answer.cancel()
+                raise
+            return answer
 
     async def _metrics(self, request: Request) -> Response:
         """Of all replicas, each with the label `card`: its machine's address and its cards."""

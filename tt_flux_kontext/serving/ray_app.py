@@ -44,7 +44,6 @@ def build(args: Arguments) -> serve.Application:
         num_replicas=args.replicas,
         ray_actor_options={"resources": {CARD: 1}},
         max_ongoing_requests=settings.queue + settings.together + SPARE,
-        max_queued_requests=SPARE,
         max_constructor_retry_count=3,
         graceful_shutdown_timeout_s=settings.seconds,
     )
