@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.serving.conftest import SECONDS, Served, served, until
+from tt_flux_kontext.parameters import Parameters
 from tt_flux_kontext.serving import service as service_module
 from tt_flux_kontext.serving.engine import open_engine
 from tt_flux_kontext.serving.errors import refused
@@ -24,8 +25,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright isn't
 
 DEMO = Path(__file__).parents[2] / "demo"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = (  # a browser that asks for nothing of its own accord, and draws without a GPU
-    "--no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic --no-first-run "
+ARGUMENTS = (  # those of a browser that asks for nothing of its own accord
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
 STEPS = 6
@@ -130,8 +131,8 @@ def visit(browser) -> Iterator[Callable[..., Reader]]:
 def test_turns(visit, tmp_path):
     """Three edits by the demo's weights, of which each is of another's result, and the last with a mask."""
     settings = Settings("tiny_kontext", max_area=128 * 128)
-    opening = partial(open_engine, str(DEMO / "tiny_kontext"), settings, device="emulated")
-    with served(opening, settings, page=True) as server:
+    parameters = Parameters(prompt="", weights=str(DEMO / "tiny_kontext"), device="emulated")
+    with served(partial(open_engine, parameters, settings), settings, page=True) as server:
         until(lambda: server.service.worker.state == "ready")
         reader = visit(server)
         reader.upload(DEMO / "pictures" / "circle.png")
