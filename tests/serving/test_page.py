@@ -60,8 +60,7 @@ class Reader:
 
     def upload(self, path: Path) -> None:
         self.tab.set_input_files("#picture input[type=file]", path)
-        self.tab.wait_for_selector("#picture [aria-label=Brush]")
-        self.tab.wait_for_timeout(1000)  # until it is drawn
+        until(lambda: np.ptp(self._middle()) > 50)  # until it is drawn: a coloured one
 
     def ask(self, prompt: str, seed: int = 0) -> None:
         self.tab.fill("#prompt textarea", prompt)
@@ -73,7 +72,12 @@ class Reader:
     def go_on(self) -> None:
         """With the result that is shown as the picture."""
         self.tab.click("#further")
-        self.tab.wait_for_timeout(2000)  # until it is drawn
+        self.tab.wait_for_timeout(3000)  # until it is drawn
+
+    def _middle(self) -> np.ndarray:
+        """The pixel [3] in the middle of the canvas."""
+        seen = np.array(Image.open(io.BytesIO(self.tab.locator("#picture").screenshot())).convert("RGB")).astype(int)
+        return seen[len(seen) // 2, seen.shape[1] // 2]
 
     def follow(self) -> tuple[list[str], list[str]]:
         """What the status says, and what is shown as the result, until the edit is done."""
@@ -184,15 +188,18 @@ def test_says_what_goes_wrong(visit, serve_puppet):
 
     with serve_puppet(review, page=True, queue=1, together=1) as server:
         reader = visit(server)
-        for prompt, says in (("forbidden", "filter: <b>no</b>"), (" ", "Say in words what to do")):
+        for prompt, says in ((" ", "Say in words what"), ("a", "no picture yet"), ("forbidden", "filter: <b>no</b>")):
+            if prompt == "forbidden":
+                reader.upload(DEMO / "pictures" / "circle.png")
             reader.ask(prompt)
             reader.tab.wait_for_function("says => document.querySelector('#status').innerText.includes(says)", arg=says)
-        assert server.outcomes() == {"refused": 2}
+        assert server.outcomes() == {"refused": 3}
 
 
 def test_stop(visit, serve_puppet, puppet):
     with serve_puppet(page=True) as server:
         reader = visit(server)
+        reader.upload(DEMO / "pictures" / "circle.png")
         reader.ask("a")
         until(lambda: puppet.begun == ["a"])
         reader.tab.click("#stop")
@@ -207,6 +214,7 @@ def test_leaves(visit, serve_puppet, puppet, monkeypatch):
     monkeypatch.setattr(service_module, "PING", 0.5)
     with serve_puppet(page=True) as server:
         reader = visit(server)
+        reader.upload(DEMO / "pictures" / "circle.png")
         reader.ask("a")
         until(lambda: puppet.begun == ["a"])
         reader.tab.close()

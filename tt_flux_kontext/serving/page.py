@@ -23,7 +23,7 @@ from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.serving.errors import LEFT, ApiError, refused, unexpected
 from tt_flux_kontext.serving.options import read_options
 from tt_flux_kontext.serving.pictures import read_pictures
-from tt_flux_kontext.serving.service import EDITS, GENERATIONS, Service, Shown
+from tt_flux_kontext.serving.service import EDITS, Service, Shown
 from tt_flux_kontext.serving.settings import PAGE
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it as it is imported
@@ -176,8 +176,7 @@ class _Page:
 
     async def _run(self, canvas: dict | None, prompt, seed, steps, guidance, turns: list[Turn]):
         """Values of components as an edit goes on. What goes wrong is said in the status."""
-        service, files = self._service, self._files(canvas)
-        kind = EDITS if files else GENERATIONS
+        service, route = self._service, EDITS.route
         fields = {
             "prompt": prompt,
             "seed": seed,
@@ -189,47 +188,42 @@ class _Page:
         said = _said("Waiting ...")
         yield {self._status: said}
         try:
-            with service.metrics.counting(kind.route):
+            with service.metrics.counting(route):
                 service.worker.check()
                 options = read_options(fields, service.settings)
                 if not prompt.strip():
                     raise refused("Say in words what to do with the picture.", "prompt")
-                pictures, mask = await asyncio.to_thread(_read, files, service.settings.upload_pixels)
-                before = self._keep(_png(pictures[0]), "before.png") if pictures else None
-                order, events = await service.begin(kind, options, pictures, mask, asyncio.Event().wait)
+                if canvas is None or canvas["background"] is None:
+                    raise refused("There is no picture yet.", "image")
+                picture, mask = await asyncio.to_thread(_read, canvas, service.settings.upload_pixels)
+                before = self._keep(_png(picture), "before.png")
+                order, events = await service.begin(EDITS, options, [picture], mask, asyncio.Event().wait)
                 async with aclosing(events):
                     async for event in events:
                         if isinstance(event, Shown):
                             after = self._keep(event.files[0], f"tt_flux_kontext-{order.seed}.png")
-                            yield {self._slider: (before or after, after)}
+                            yield {self._slider: (before, after)}
                         elif event:
                             said = _progress(event)
                         yield {self._status: said}  # here gradio closes what nobody looks at any more
-                service.metrics.answered(kind.route, time.perf_counter() - order.begun)
+                service.metrics.answered(route, time.perf_counter() - order.begun)
         except ApiError as error:
             yield {self._status: _said(str(error))}
             return
         except (asyncio.CancelledError, GeneratorExit):
-            service.metrics.failed(kind.route, ApiError(LEFT, "The client left."))
+            service.metrics.failed(route, ApiError(LEFT, "The client left."))
             raise
         except Exception:
             logger.exception("An edit of the page's failed")
             yield {self._status: _said(str(unexpected()))}
             return
-        turns = [*turns, Turn(before or after, after, f"{prompt} (seed {order.seed})")]
+        turns = [*turns, Turn(before, after, f"{prompt} (seed {order.seed})")]
         yield {
             self._status: _said(f"Seed {order.seed}, {time.perf_counter() - order.begun:.1f} s"),
             self._history: [(turn.after, turn.said) for turn in turns],
             self._turns: turns,
             **self._show(turns, len(turns) - 1),
         }
-
-    def _files(self, canvas: dict | None) -> list[bytes]:
-        """That of the picture, and that of what is painted on it, as far as they are there."""
-        if canvas is None or canvas["background"] is None:
-            return []
-        files = canvas["background"], *canvas["layers"]
-        return [Path(file["path"]).read_bytes() for file in files]
 
     def _choose(self, turns: list[Turn], event: gr.SelectData) -> dict:
         return self._show(turns, event.index)
@@ -251,14 +245,14 @@ class _Page:
         return str(path)
 
 
-def _read(files: list[bytes], pixels: int) -> tuple[list[Image.Image], Image.Image | None]:
-    """The picture, if there is one, and a mask that is white where something is painted on it, if there is."""
-    if not files:
-        return [], None
-    picture, *layers = map(io.BytesIO, files)
-    pictures, bare = read_pictures([picture], layers[0] if layers else None, pixels)
+def _read(canvas: dict, pixels: int) -> tuple[Image.Image, Image.Image | None]:
+    """The picture, and a mask that is white where something is painted on it, if there is."""
+    file, *layers = [
+        io.BytesIO(Path(each["path"]).read_bytes()) for each in (canvas["background"], *canvas["layers"][:1])
+    ]
+    (picture,), bare = read_pictures([file], layers[0] if layers else None, pixels)
     mask = bare and bare.point(lambda transparency: 255 * (transparency < 255))
-    return pictures, mask if mask and mask.getbbox() else None
+    return picture, mask if mask and mask.getbbox() else None
 
 
 def _as_picture(turns: list[Turn], chosen: int) -> dict:
