@@ -257,8 +257,14 @@ def test_other_sites_send_nothing(serve_puppet, header):
             assert server.ask(path, {"prompt": "a"}, **header).status == 403
 
 
-@pytest.mark.parametrize("named", [str(DEMO / "pictures" / "circle.png"), "http://example.org/a.png"])
-def test_only_uploads_are_read(serve_puppet, puppet, named):
+@pytest.mark.parametrize(
+    "named, says",
+    [
+        (str(DEMO / "pictures" / "circle.png"), None),  # gradio's own refusal, which is in the log
+        ("http://example.org/a.png", "Pictures are uploaded here, not fetched."),
+    ],
+)
+def test_only_uploads_are_read(serve_puppet, puppet, named, says):
     """Neither the server's own files nor what lies elsewhere, where a request names them."""
     with serve_puppet(page=True) as server:
         file = {"path": named, "meta": {"_type": "gradio.FileData"}}
@@ -266,7 +272,7 @@ def test_only_uploads_are_read(serve_puppet, puppet, named):
         data = [canvas, "a", 0, 2, 2.5, None]
         server.ask(f"{PAGE}/gradio_api/queue/join", {"data": data, "fn_index": 0, "session_hash": "a"})
         said = events(f"{server.url}{PAGE}/gradio_api/queue/data?session_hash=a")
-        assert said[-1]["success"] is False
+        assert said[-1]["success"] is False and said[-1]["output"]["error"] == says
         assert not puppet.begun
 
 
