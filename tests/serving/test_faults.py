@@ -58,7 +58,7 @@ class TestQueue:
             answers = [begin(pool, server, "at work")]
             until(lambda: puppet.begun)
             answers.append(begin(pool, server, "waits"))
-            until(lambda: server.ask("/v1/images/generations", {"prompt": "a"}).status == 429)
+            until(lambda: "tt_flux_kontext_waiting 1.0" in server.ask("/metrics").said)
             assert server.ask("/v1/images/generations", {"prompt": "a"}).headers["retry-after"] == "40"
             puppet.go()
 

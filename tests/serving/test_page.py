@@ -181,6 +181,7 @@ def colour(picture: Image.Image, place: tuple[int, int]) -> str:
     return min(known, key=lambda name: np.abs(seen - known[name]).sum())
 
 
+@pytest.mark.slow
 def test_says_what_goes_wrong(visit, serve_puppet):
     async def review(prompts, pictures):
         if "forbidden" in prompts:
@@ -196,6 +197,7 @@ def test_says_what_goes_wrong(visit, serve_puppet):
         assert server.outcomes() == {"refused": 3}
 
 
+@pytest.mark.slow
 def test_stop(visit, serve_puppet, puppet):
     with serve_puppet(page=True) as server:
         reader = visit(server)
@@ -209,6 +211,7 @@ def test_stop(visit, serve_puppet, puppet):
         until(lambda: "tt_flux_kontext_at_work 0.0" in server.ask("/metrics").said)
 
 
+@pytest.mark.slow
 def test_leaves(visit, serve_puppet, puppet, monkeypatch):
     """Who closes the page takes his edit off the device."""
     monkeypatch.setattr(service_module, "PING", 0.5)
@@ -221,6 +224,7 @@ def test_leaves(visit, serve_puppet, puppet, monkeypatch):
         until(lambda: server.outcomes() == {"left": 1})
 
 
+@pytest.mark.slow
 def test_the_server_stops_while_the_page_is_open(visit, serve_puppet):
     with serve_puppet(page=True) as server:
         visit(server)
@@ -239,6 +243,7 @@ class TestKey:
             assert server.ask(PAGE + "/", authorization=basic("secret")).status == 200
             assert server.ask("/v1/models", authorization=basic("secret")).status == 401  # clients send theirs
 
+    @pytest.mark.slow
     def test_in_the_browser(self, visit, serve_puppet):
         with serve_puppet(page=True, api_key="secret") as server:
             reader = visit(server, http_credentials={"username": "any", "password": "secret"})
