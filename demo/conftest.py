@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from reference.pipeline import TINY_KONTEXT
-from tt_flux_kontext.cli.files import existing, read_picture, writable
+from tt_flux_kontext.cli.files import existing, read_mask, read_picture, writable
 from tt_flux_kontext.cli.options import read_lora
 from tt_flux_kontext.cli.usage import UsageError, finite, split, whole
 from tt_flux_kontext.device import choose_device
@@ -48,7 +48,12 @@ def pytest_addoption(parser):
     group = parser.getgroup("FLUX.1 Kontext demo")
     group.addoption("--prompt", default="make the circle red", help="what to change (default: %(default)s)")
     group.addoption("--image", default=str(PICTURES / "circle.png"), help="picture to edit (default: a bundled one)")
-    group.addoption("--mask", metavar="FILE", help="picture that is white where to edit; all else stays as it is")
+    group.addoption(
+        "--mask",
+        metavar="FILE",
+        action="append",
+        help="picture that is white where to edit; all else stays as it is; repeatable",
+    )
     group.addoption(
         "--reference", metavar="FILE", nargs="+", action="extend", help="more pictures for the model to look at"
     )
@@ -86,7 +91,7 @@ def _options(given, device: str) -> Options:
     if (given.width is None) != (given.height is None):
         raise ValueError("--width and --height go together.")
     image = read_picture(existing(given.image, "--image"))
-    mask = read_picture(existing(given.mask, "--mask")) if given.mask else None
+    mask = read_mask([existing(name, "--mask") for name in given.mask or ()])
     references = [read_picture(existing(name, "--reference")) for name in given.reference or ()]
     width, height = given.width, given.height
     if width:  # in whole tokens
@@ -96,7 +101,7 @@ def _options(given, device: str) -> Options:
     parameters = Parameters(
         prompt=given.prompt,
         image=File.of(given.image),
-        mask=File.of(given.mask) if given.mask else None,
+        masks=tuple(map(File.of, given.mask or ())),
         references=tuple(map(File.of, given.reference or ())),
         width=width,
         height=height,

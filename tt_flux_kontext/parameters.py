@@ -44,7 +44,7 @@ class Parameters:
     negative_prompt: str | None = None
     true_cfg_scale: float = 1.0
     image: File | None = None
-    mask: File | None = None
+    masks: tuple[File, ...] = ()
     strength: float = 1.0
     references: tuple[File, ...] = ()
     reference_method: str = "offset"
@@ -77,7 +77,7 @@ class Parameters:
         }
         if self.negative_prompt is not None:
             named["CFG scale"] = self.true_cfg_scale
-        if self.mask:
+        if self.masks:
             named |= {"Mask": "yes", "Denoising strength": self.strength}
         if self.references:
             named["References"] = len(self.references)
@@ -99,9 +99,9 @@ class Parameters:
             given = json.loads(text)
             if unknown := sorted(set(given) - known):
                 raise ValueError(f"it has {', '.join(unknown)}, which {'are' if unknown[1:] else 'is'} no parameter")
-            for name in ("image", "mask"):
-                given[name] = File(**given[name]) if given.get(name) else None
-            given["references"] = tuple(File(**each) for each in given.get("references", ()))
+            given["image"] = File(**given["image"]) if given.get("image") else None
+            for name in ("masks", "references"):
+                given[name] = tuple(File(**each) for each in given.get(name, ()))
             given["loras"] = tuple(Lora(File(**each["file"]), each["scale"]) for each in given.get("loras", ()))
             given["split"] = tuple(given["split"]) if given.get("split") else None
             return cls(**given)

@@ -73,7 +73,12 @@ def test_results_are_the_pipelines(run, pipe, capsys):
 
 def test_all_options_reach_the_pipeline(run, pipe, folder, capsys):
     save_file(peft(pairs({"transformer_blocks.0.attn.to_q": (128, 128)}), "transformer."), "style.safetensors")
-    words = ["--mask", "mask.png", "--strength", "0.5", "--reference", "in/1.png", "in/2.png"]
+    more = Image.new("1", (16, 16))
+    more.paste(1, (0, 0, 4, 16))
+    more.save("more.png")
+    united = Image.open("mask.png")
+    united.paste(255, (0, 0, 2, 8))
+    words = ["--mask", "mask.png", "--mask", "more.png", "--strength", "0.5", "--reference", "in/1.png", "in/2.png"]
     words += ["--reference-method", "index", "--negative-prompt", "c", "--true-cfg-scale", "2", "--lora"]
     words += ["style.safetensors", "0.5", "--guidance", "3"]
     assert run("edit", "in/0.png", "--prompt", "a", *words, "--out", "o.png") == 0
@@ -81,7 +86,7 @@ def test_all_options_reach_the_pipeline(run, pipe, folder, capsys):
     pipe.set_adapters("style", 0.5)
     asked = {
         "image": Image.open("in/0.png"),
-        "mask_image": Image.open("mask.png"),
+        "mask_image": united,
         "strength": 0.5,
         # of as many pixels as the result, in whole tokens
         "reference_images": [
@@ -97,7 +102,7 @@ def test_all_options_reach_the_pipeline(run, pipe, folder, capsys):
     assert same("o.png", result)
     assert main(["info", "o.png"]) == 0
     said = capsys.readouterr().out
-    assert "in/1.png, in/2.png" in said and "style.safetensors 0.5" in said
+    assert "mask.png, more.png" in said and "in/1.png, in/2.png" in said and "style.safetensors 0.5" in said
     assert main(["edit", "--config-from", "o.png", "--out", "again.png"]) == 0
     assert same("again.png", result)
 

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import reduce
 from pathlib import Path
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 from tt_flux_kontext.cli.usage import UsageError, nearest
 from tt_flux_kontext.metadata import SUFFIXES
@@ -59,6 +60,15 @@ def read_picture(path: str | Path) -> Image.Image:
     with _opened(path) as picture:
         picture.load()
         return upright(picture, str(path))
+
+
+def read_mask(paths: Sequence[str | Path]) -> Image.Image | None:
+    """One that is white where any of these is, of the first one's size; None of none. Raises `ValueError`."""
+    masks = [read_picture(path) for path in paths]
+    if len(masks) < 2:
+        return masks[0] if masks else None
+    first, *others = (mask.convert("L") for mask in masks)
+    return reduce(ImageChops.lighter, [other.resize(first.size) for other in others], first)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tt_flux_kontext.cli.files import read_picture
+from tt_flux_kontext.cli.files import read_mask, read_picture
 from tt_flux_kontext.cli.interruption import EditInterrupted, Interruption
 from tt_flux_kontext.cli.jobs import Job, Report, jobs_of
 from tt_flux_kontext.cli.loading import call_arguments, load_pipeline
@@ -43,7 +43,7 @@ def _make_groups(groups: Iterable[Sequence[Job]], options: Options, report: Repo
     from tt_flux_kontext.pictures import to_rgb
 
     parameters = options.parameters
-    mask = read_picture(parameters.mask.path) if parameters.mask else None
+    mask = read_mask([each.path for each in parameters.masks])
     references = [to_rgb(read_picture(each.path)) for each in parameters.references]
     with open_device(parameters.device) as device:
         pipe = load_pipeline(parameters, device)

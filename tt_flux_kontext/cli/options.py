@@ -107,7 +107,9 @@ def add_edit_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of edits alone."""
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, or folders of them")
     group = parser.add_argument_group("masks")
-    group.add_argument("--mask", metavar="FILE", help="white where to edit; all else stays as it is")
+    group.add_argument(
+        "--mask", action="append", metavar="FILE", help="white where to edit; all else stays as it is; repeatable"
+    )
     group.add_argument(
         "--strength", type=finite(0, 1), metavar="S", help="below 1, begin with the picture (default: 1)"
     )
@@ -142,7 +144,7 @@ def options_of(arguments: argparse.Namespace, command: argparse.ArgumentParser) 
         **{name: given[name] for name in names}
         | {
             "prompt": prompt,
-            "mask": File.of(existing(given["mask"], "--mask")) if "mask" in given else None,
+            "masks": tuple(File.of(existing(name, "--mask")) for name in given.get("mask", ())),
             "references": tuple(File.of(existing(name, "--reference")) for name in given.get("reference", ())),
             "loras": tuple(map(read_lora, given.get("lora", ()))),
             "weights": given.get("weights", KONTEXT_DEV),

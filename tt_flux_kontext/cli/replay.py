@@ -33,7 +33,7 @@ def recorded_options(source: str, given: Mapping, edits: bool, command: argparse
             del values[name]
     files = {
         "pictures": [recorded.image],
-        "mask": [recorded.mask],
+        "mask": recorded.masks,
         "reference": recorded.references,
         "lora": [lora.file for lora in recorded.loras],
     }
@@ -51,8 +51,7 @@ def _words_of(parameters: Parameters) -> list[str]:
         "prompt": parameters.prompt,
         "negative-prompt": parameters.negative_prompt,
         "true-cfg-scale": parameters.true_cfg_scale,
-        "mask": parameters.mask and parameters.mask.path,
-        "strength": parameters.strength if parameters.mask else None,
+        "strength": parameters.strength if parameters.masks else None,
         "reference-method": parameters.reference_method,
         "width": parameters.width or "auto",
         "height": parameters.height or "auto",
@@ -68,8 +67,9 @@ def _words_of(parameters: Parameters) -> list[str]:
     }
     words = [parameters.image.path] if parameters.image else []
     words += [f"--{name}={value}" for name, value in named.items() if value is not None]
-    for reference in parameters.references:
-        words += ["--reference", reference.path]
+    for name, files in (("--mask", parameters.masks), ("--reference", parameters.references)):
+        for file in files:
+            words += [name, file.path]
     for lora in parameters.loras:
         words += ["--lora", lora.file.path, str(lora.scale)]
     return words
