@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.pcc import test_pipeline, test_text_encoders, test_transformer, test_vae
-from tt_flux_kontext import edit, resolution
+from tt_flux_kontext import resolution
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.models import clip, layers, modulation, rope, t5, vae
 
@@ -49,8 +49,8 @@ def half_split_rope(monkeypatch):
 
 
 def reference_ids_start_with_0(monkeypatch):
-    ids = edit.image_ids
-    monkeypatch.setattr(edit, "image_ids", lambda rows, columns, index: ids(rows, columns, 0))
+    ids = resolution.image_ids
+    monkeypatch.setattr(resolution, "image_ids", lambda rows, columns, index: ids(rows, columns, 0))
 
 
 def erf_gelu(monkeypatch):
