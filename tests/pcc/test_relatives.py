@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from reference.make_checkpoint import make_checkpoint
 from reference.pipeline import quiet
 from tests.pcc.test_pipeline import AREA, GUIDANCE, LIMIT, PROMPT, ours, seeded, unshifted
+from tt_flux_kontext import call
 from tt_flux_kontext.schedule import sigma_schedule
 
 pytestmark = pytest.mark.usefixtures("reset_seeds")
@@ -53,7 +54,8 @@ def theirs(checkpoint, dtype) -> FluxPipeline:
 
 
 def starting_noise(pipe, height: int, width: int) -> torch.Tensor:
-    return pipe._noise(pipe._noise_shape(1, (height, width)), (height, width), seeded())
+    size = height, width
+    return call._noise(pipe, call.noise_shape(pipe, 1, size), size, seeded())
 
 
 def compare(checkpoint, device, check_accuracy, label: str, **arguments) -> None:
