@@ -1,5 +1,6 @@
 """The demo's LoRA: its file is what diffusers' names ask for, and its edits are diffusers' with the same weights."""
 
+import pytest
 from diffusers import FluxKontextPipeline as DiffusersPipeline
 
 from reference.evaluate import editor, evaluate
@@ -28,6 +29,7 @@ def test_the_file_has_diffusers_names():
     assert HEART_LORA.stat().st_size < 2e6
 
 
+@pytest.mark.slow
 def test_its_edits_are_those_of_diffusers(mesh_device):
     theirs = load(TINY_KONTEXT)
     merge_lora(theirs.transformer, HEART_LORA)

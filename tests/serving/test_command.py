@@ -25,7 +25,7 @@ def command(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_under_load(tiny_checkpoint, tmp_path, sent):
     """What runs is answered, and to have been stopped is no error."""
     port = free_port()

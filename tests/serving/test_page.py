@@ -23,6 +23,7 @@ from tt_flux_kontext.serving.settings import PAGE, Settings
 gradio = pytest.importorskip("gradio", minversion="6", reason="gradio isn't installed: the extra `page`")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed, which drives the browser")
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pandas, in gradio
 DEMO = Path(__file__).parents[2] / "demo"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = (  # those of a browser that asks for nothing of its own accord

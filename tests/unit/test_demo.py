@@ -64,6 +64,7 @@ def test_edits_a_picture(tmp_path):
     assert "demo/tiny_kontext in bf16, on the emulated device (WORMHOLE_B0, 1 x 1)" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_smaller_result_is_of_the_whole_picture(tmp_path):
     source, out = tmp_path / "in.png", tmp_path / "edited.webp"
     picture = Image.new("RGB", (256, 256), (230, 210, 60))
@@ -97,6 +98,7 @@ def test_a_mask(tmp_path):
     assert red[60:70, 30:40].all()
 
 
+@pytest.mark.slow
 def test_references(tmp_path):
     """More than diffusers takes."""
     out, circle = tmp_path / "edited.png", str(ROOT / "demo" / "pictures" / "circle.png")
@@ -106,6 +108,7 @@ def test_references(tmp_path):
     assert "References: 3" in parameters_of(out)
 
 
+@pytest.mark.slow
 def test_on_several_chips(tmp_path):
     out = tmp_path / "edited.png"
     result = demo("--device", "emulated:t3k", "--split", "2,4", "--out", str(out), "--steps", "2")
@@ -114,6 +117,7 @@ def test_on_several_chips(tmp_path):
     assert parameters_of(out).endswith("Device: emulated:t3k, Software: tt_flux_kontext, Split: 2x4")
 
 
+@pytest.mark.slow
 def test_a_flat_picture_is_no_failure(tmp_path):
     source, out = tmp_path / "in.png", tmp_path / "edited.png"
     Image.new("RGB", (128, 128), (240, 240, 238)).save(source)
