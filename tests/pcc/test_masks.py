@@ -23,7 +23,11 @@ on_each = pytest.mark.parametrize(
     [
         {"mesh_shape": (1, 1)},
         pytest.param(
-            {"name": "emulated:t3k"}, marks=pytest.mark.skipif(choose() != "emulated", reason="the chips there are")
+            {"name": "emulated:t3k"},
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(choose() != "emulated", reason="the chips there are"),
+            ],
         ),
     ],
     ids=["one chip", "t3k"],

@@ -59,6 +59,7 @@ def listens(server: Served) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_no_such_weights():
     process = command("--weights", "/no/such/folder", "--port", "0")
     said, _ = process.communicate(timeout=SECONDS)
