@@ -292,10 +292,16 @@ class TestRefusals:
             (GOOD | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(32)}, "a control LoRA"),
             (peft({"transformer.x_embedder": (torch.ones(4, 128), UP)}), "is a control LoRA.*x_embedder has 128 inputs"),
             (GOOD | {"transformer.proj_out.alpha": torch.tensor(1.0)}, "proj_out has alpha alone"),
+            (GOOD | {f"{MODULE}.alpha": torch.ones(2)}, r"an alpha of shape \[2\]"),
+            ({f"{MODULE}.lora_A.weight": DOWN[:0], f"{MODULE}.lora_B.weight": UP[:, :0]}, r"matrices of \[0, 192\]"),
+            (GOOD | {f"{MODULE}.lora_A.bias": torch.ones(3)}, r"a bias of shape \[3\] for rank 4"),
+            (kohya({"double_blocks.0.img_attn.qkv": (DOWN, torch.ones(577, 4))}), r"which is \[577, 192\], changes \[192, 192\]"),
+            ({f"{MODULE}.lokr_w1": torch.ones(2, 2), f"{MODULE}.lokr_w2": torch.ones(96, 96, 1, 1)}, "lokr_w2 of shape .* is no matrix"),
+            ({f"{MODULE}.hada_w1_a": UP, f"{MODULE}.hada_w1_b": DOWN, f"{MODULE}.hada_w2_a": UP[:96], f"{MODULE}.hada_w2_b": DOWN}, r"factors of \[192, 192\] and \[96, 192\]"),
             ({f"{MODULE}.oft_blocks": torch.ones(4, 4)}, "is OFT"),
             ({f"{MODULE}.lora_A.weight": DOWN}, "to_q has no up, but down"),
             (GOOD | {f"{MODULE}.lora_A.weight": DOWN[:3]}, r"matrices of \[3, 192\] and \[192, 4\]"),
-            (GOOD | {f"{MODULE}.lora_A.weight": DOWN[:, :96]}, r"changes \[192, 96\] of .*which is \[192, 192\]"),
+            (GOOD | {f"{MODULE}.lora_A.weight": DOWN[:, :96]}, r"changes \[192, 96\] of .*, which is \[192, 192\]"),
             (GOOD | {f"{MODULE}.lora_A.weight": DOWN * torch.nan}, "lora_A.weight has values that are NaN"),
             (GOOD | {f"{MODULE}.lora_down.weight": DOWN}, "has down of .* twice"),
             (GOOD | {f"base_model.model.{k.removeprefix('transformer.')}": v for k, v in GOOD.items()}, "to_q.weight of the transformer twice"),
@@ -316,7 +322,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match="DoRA .use_dora"):
             read(GOOD, tiny, Metadata({"transformer.use_dora": True}))
 
-    @pytest.mark.parametrize("text", ["{", "[1]"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{",
+            "[1]",
+            '{"transformer.lora_alpha": "8"}',
+            '{"transformer.alpha_pattern": {"a": null}}',
+            '{"transformer.alpha_pattern": [1]}',
+            '{"transformer.alpha_pattern": {"(": 1}}',
+        ],
+    )
     def test_header_that_is_no_object(self, text):
         with pytest.raises(ValueError, match="lora_adapter_metadata in its header can't be read"):
             Metadata.of({"lora_adapter_metadata": text}, "the file")

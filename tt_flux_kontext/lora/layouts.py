@@ -16,6 +16,7 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 
 from tt_flux_kontext.checkpoint import Entry
+from tt_flux_kontext.inputs import check_finite
 from tt_flux_kontext.lora.changes import Change, Hadamard, Kronecker, LowRank, Whole
 from tt_flux_kontext.lora.targets import Targets
 
@@ -68,7 +69,13 @@ class Metadata:
             settings = json.loads(text)
             if not isinstance(settings, dict):
                 raise ValueError("it is no object with fields")
-        except ValueError as error:
+            for name, value in settings.items():
+                patterns = value or {} if name.endswith(".alpha_pattern") else {}
+                alphas = {name: value} if name.endswith(".lora_alpha") else patterns
+                check_finite(**alphas)
+                for pattern in patterns:
+                    re.compile(pattern)
+        except (ValueError, TypeError, AttributeError, re.error) as error:
             raise ValueError(f"{what}: {LORA_ADAPTER_METADATA_KEY} in its header can't be read ({error}).") from error
         return cls(settings)
 
@@ -187,17 +194,23 @@ def _added(fields: dict[str, torch.Tensor], module: str, metadata: Metadata | No
         if missing:
             raise ValueError(f"{what}: {module} has no {missing[0]}, but {', '.join(sorted(fields))}.")
         down, up = (fields.pop(name).flatten(1) if fields[name].ndim == 4 else fields.pop(name) for name in (down, up))
-        if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
+        if down.ndim != 2 or up.ndim != 2 or not len(down) == up.shape[1] > 0:
             raise ValueError(f"{what}: {module} has matrices of {list(down.shape)} and {list(up.shape)}.")
         return LowRank(down, up)
 
     def scale(rank: int) -> float:
+        if alpha is not None and alpha.numel() != 1:
+            raise ValueError(f"{what}: {module} has an alpha of shape {list(alpha.shape)}, which is to be one number.")
         if alpha is not None:
             return float(alpha) / rank
         return metadata.scale(target.component, target.module, rank) if metadata else 1.0
 
     def factor(name: str) -> LowRank | Whole:
-        return Whole(fields.pop(name)) if name in fields else pair(f"{name}_b", f"{name}_a")
+        if name not in fields:
+            return pair(f"{name}_b", f"{name}_a")
+        if fields[name].ndim != 2:
+            raise ValueError(f"{what}: {module} has {name} of shape {list(fields[name].shape)}, which is no matrix.")
+        return Whole(fields.pop(name))
 
     if "down" in fields or "up" in fields:
         low = pair("down", "up")
@@ -205,11 +218,16 @@ def _added(fields: dict[str, torch.Tensor], module: str, metadata: Metadata | No
         yield "weight", low, weight
         bias = fields.pop("up_bias", torch.zeros(())).float()
         if "down_bias" in fields:
-            bias = bias + low.up.float() @ fields.pop("down_bias").float()
+            inner = fields.pop("down_bias").float()
+            if inner.shape != low.down.shape[:1]:
+                raise ValueError(f"{what}: {module} has a bias of shape {list(inner.shape)} for rank {len(low.down)}.")
+            bias = bias + low.up.float() @ inner
         if bias.ndim and bias.any():
             yield "bias", Whole(bias), weight
     elif any(name.startswith("hada") for name in fields):
         first, second = pair("hada_w1_b", "hada_w1_a"), pair("hada_w2_b", "hada_w2_a")
+        if first.shape != second.shape:
+            raise ValueError(f"{what}: {module} has factors of {list(first.shape)} and {list(second.shape)}.")
         yield "weight", Hadamard(first, second), scale(len(first.down))
     elif any(name.startswith("lokr") for name in fields):
         factors = [factor("lokr_w1"), factor("lokr_w2")]
@@ -231,8 +249,9 @@ def _check(change: Change, entry: Entry | None, key: str, module: str, what: str
             f"{what} is a control LoRA, which takes a control picture; such are not supported. ({module} has "
             f"{change.shape[1]} inputs, {entry.shape[1]} in this checkpoint.)"
         )
-    if entry.shape != change.shape:
+    if entry.shape != change.shape or change.added.shape[0] % change.source.of:
         raise ValueError(
-            f"{what}: {module} changes {list(change.shape)} of {key}, which is {list(entry.shape)} in this checkpoint. "
+            f"{what}: {module}, which is {list(change.added.shape)}, changes {list(change.shape)} of {key}, which is "
+            f"{list(entry.shape)} in this checkpoint. "
             "It was made for another model."
         )
