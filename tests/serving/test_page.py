@@ -125,6 +125,7 @@ def visit(browser) -> Iterator[Callable[..., Reader]]:
 
     def visit(server: Served, **options) -> Reader:
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 860}, **options))
+        contexts[-1].set_default_timeout(1000 * SECONDS)
         return Reader(contexts[-1].new_page(), server.url)
 
     yield visit
