@@ -6,7 +6,8 @@ import random
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel, MagCacheConfig
+from diffusers import FirstBlockCacheConfig, FluxKontextInpaintPipeline, FluxTransformer2DModel, MagCacheConfig
+from PIL import Image
 
 from reference.accuracy import relative_rmse
 from reference.pipeline import load, quiet
@@ -132,6 +133,22 @@ def test_guidance_keeps_both_prompts(mesh_device, tiny_checkpoint):
     with quiet():
         size = {"height": 64, "width": 64}
         error = relative_rmse(latents(pipe, **edit), latents(reference, **edit, **size))
+    assert error < 0.03
+
+
+def test_masked_edits_keep_what_they_should(mesh_device, tiny_checkpoint):
+    config = MagCacheConfig(mag_ratios=[1.0], **EVERY_OTHER)
+    pipe, reference = ours(tiny_checkpoint, mesh_device), load(tiny_checkpoint, torch.float32)
+    inpainting = FluxKontextInpaintPipeline(**reference.components)
+    inpainting.set_progress_bar_config(disable=True)
+    for transformer in (pipe, reference.transformer):
+        transformer.enable_cache(config)
+    upper_half = Image.new("L", (64, 64))
+    upper_half.paste(255, (0, 0, 64, 32))
+    edit = {"image": picture(64, 64), "mask_image": upper_half, "strength": 0.5}
+    edit |= {"num_inference_steps": 2 * STEPS, "_auto_resize": False}
+    with quiet():
+        error = relative_rmse(latents(pipe, **edit), latents(inpainting, **edit, height=64, width=64))
     assert error < 0.03
 
 
