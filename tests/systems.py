@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-ALWAYS = ("n150", "n300", "t3k", "galaxy", "p150")
+ALWAYS = ("n150", "t3k", "galaxy", "p150")
 
 
 def slow_unless_always(keys: Iterable[str]) -> list:

@@ -25,27 +25,31 @@ SPLITS = [  # system, mesh, chips that split tokens and features
     ("galaxy", (8, 4), (8, 4)),
     ("galaxy", (4, 8), (4, 8)),
 ]
-on_mesh = pytest.mark.parametrize(
-    "device_params,split",
-    [
-        pytest.param(
-            {"name": f"emulated:{system}", "mesh_shape": mesh}, split, marks=[pytest.mark.slow] * (mesh == (4, 8))
-        )
-        for system, mesh, split in SPLITS
-    ],
-    ids=[f"{system} {rows}x{columns}, {sp} by {tp}" for system, (rows, columns), (sp, tp) in SPLITS],
-    indirect=["device_params"],
-)
 
 
-@on_mesh
+def on_meshes(*slow: tuple[int, int]):
+    """Parameters for each of SPLITS, slow on meshes of these shapes."""
+    return pytest.mark.parametrize(
+        "device_params,split",
+        [
+            pytest.param(
+                {"name": f"emulated:{system}", "mesh_shape": mesh}, split, marks=[pytest.mark.slow] * (mesh in slow)
+            )
+            for system, mesh, split in SPLITS
+        ],
+        ids=[f"{system} {rows}x{columns}, {sp} by {tp}" for system, (rows, columns), (sp, tp) in SPLITS],
+        indirect=["device_params"],
+    )
+
+
+@on_meshes((1, 8), (4, 8))
 def test_edit_with_padding_between(mesh_device, tiny_checkpoint, check_accuracy, request, split):
     """Tokens of text and image that fill no chip's rows: keys are gathered, and padding is masked."""
     label = f"edit, padded, {request.node.callspec.id}"
     compare(tiny_checkpoint, mesh_device, check_accuracy, label, split=split, image=picture(112, 80), prompt=PROMPT)
 
 
-@on_mesh
+@on_meshes((8, 4), (4, 8))
 def test_edit_around_the_ring(mesh_device, tiny_checkpoint, check_accuracy, request, split):
     """Text that fills all chips, and an image whose padding is all on the last one."""
     sp, _ = split
@@ -64,6 +68,7 @@ class TestT3K:
         arguments = {"negative_prompt": "blue", "true_cfg_scale": 3.0, "image": picture(64, 64), "prompt": PROMPT}
         compare(tiny_checkpoint, mesh_device, check_accuracy, "edit with true CFG, t3k", **arguments)
 
+    @pytest.mark.slow
     def test_batch(self, mesh_device, tiny_checkpoint, check_accuracy):
         arguments = {"image": [picture(64, 80, seed=1), picture(64, 80, seed=2)], "prompt": [PROMPT, "add a star"]}
         compare(

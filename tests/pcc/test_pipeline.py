@@ -122,7 +122,10 @@ def test_edit(mesh_device, tiny_checkpoint, check_accuracy):
 
 
 @pytest.mark.parametrize(
-    "device_params", [{"mesh_shape": (1, 1)}, {"name": "emulated:t3k"}], ids=["one chip", "t3k"], indirect=True
+    "device_params",
+    [{"mesh_shape": (1, 1)}, pytest.param({"name": "emulated:t3k"}, marks=pytest.mark.slow)],
+    ids=["one chip", "t3k"],
+    indirect=True,
 )
 def test_step_cache(mesh_device, tiny_checkpoint, check_accuracy, request):
     """The second of three steps does without the blocks."""

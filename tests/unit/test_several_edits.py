@@ -31,7 +31,7 @@ def calls() -> list[dict]:
     return [edit(seed, **kind) for seed, kind in enumerate(kinds)]
 
 
-@pytest.mark.parametrize("pipe", ["n150", "n300"], indirect=True)
+@pytest.mark.parametrize("pipe", ["n150", pytest.param("n300", marks=pytest.mark.slow)], indirect=True)
 def test_results_are_those_of_single_edits(pipe, monkeypatch):
     """And each model is loaded once, though each has to make room for the next."""
     leave_no_room(monkeypatch)

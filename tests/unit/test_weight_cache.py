@@ -542,7 +542,9 @@ with open_device("emulated") as device:
 """
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=["bf16", "f32"]
+)
 def test_host_memory_is_that_of_a_few_tensors(tmp_path, cache, dtype):
     """Beyond the device's, with a T5 of 300 MB of which the largest tensor, the table, has 66 MB in bfloat16.
 
