@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import diffusers
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 from tt_flux_kontext.inputs import (
@@ -23,6 +25,8 @@ from tt_flux_kontext.inputs import (
     text_input,
 )
 from tt_flux_kontext.masks import Paste, check_masked, masked_input, to_rows
+from tt_flux_kontext.models.transformer import TransformerConfig
+from tt_flux_kontext.models.vae import VAEConfig
 from tt_flux_kontext.pictures import is_latents, prepare
 from tt_flux_kontext.references import check_method, reference_inputs
 from tt_flux_kontext.request import Edit, Mask
@@ -30,11 +34,25 @@ from tt_flux_kontext.residency import check_host_memory
 from tt_flux_kontext.resolution import pack_latents
 from tt_flux_kontext.schedule import first_step, sigma_schedule
 
-if TYPE_CHECKING:
-    from tt_flux_kontext.pipeline import FluxKontextPipeline
-
 HOST_BYTES_A_PIXEL = 64  # of a result: float32 as decoded, stacked, and on the way to 8 bits
 HOST_BYTES_A_STEP = 100  # of levels, as Python's numbers and in the scheduler's tensors
+
+
+class Pipeline(Protocol):
+    """What a call has to know of the pipeline that it is to; `FluxKontextPipeline` says what each of these is."""
+
+    scheduler: "diffusers.FlowMatchEulerDiscreteScheduler"
+    image_processor: VaeImageProcessor
+    vae_config: VAEConfig
+    transformer_config: TransformerConfig
+    vae_scale_factor: int
+    multiple_of: int
+    step_cache: "diffusers.MagCacheConfig | None"
+    interrupt: bool
+
+    def get_active_adapters(self) -> list[str]: ...
+
+    def reserve(self, edit: Edit) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ class Call:
 
 
 def read_call(
-    pipe: "FluxKontextPipeline",
+    pipe: Pipeline,
     image=None,
     prompt: str | list[str] | None = None,
     prompt_2: str | list[str] | None = None,
@@ -242,7 +260,7 @@ def read_call(
         reference_method=reference_method,
         mask=mask,
     )
-    pipe._editor.models.reserve(pipe._editor.size(edit))  # refuses what is too large before it is made
+    pipe.reserve(edit)  # refuses what is too large before it is made
     if latents is None:
         latents = _noise(pipe, shape, size, generator)
     pictures = [
@@ -253,13 +271,13 @@ def read_call(
     return Call(edit, guidance_scale, output_type, return_dict, pasted)
 
 
-def noise_shape(pipe: "FluxKontextPipeline", results: int, size: tuple[int, int]) -> tuple[int, int, int]:
+def noise_shape(pipe: Pipeline, results: int, size: tuple[int, int]) -> tuple[int, int, int]:
     """(results, tokens, channels) of packed latents."""
     rows, columns = (edge // pipe.multiple_of for edge in size)
     return results, rows * columns, pipe.transformer_config.in_channels
 
 
-def _noise(pipe: "FluxKontextPipeline", packed: tuple[int, int, int], size: tuple[int, int], generator) -> torch.Tensor:
+def _noise(pipe: Pipeline, packed: tuple[int, int, int], size: tuple[int, int], generator) -> torch.Tensor:
     """As diffusers draws it: float32, packed."""
     results, _, channels = packed
     shape = (results, channels // 4, *(edge // pipe.vae_scale_factor for edge in size))

@@ -21,6 +21,7 @@ from tt_flux_kontext.inputs import CALLBACK_TENSORS, check_output_type, check_wh
 from tt_flux_kontext.lora.loading import LoraLoaderMixin
 from tt_flux_kontext.pictures import float_tensor, is_latents, prepare
 from tt_flux_kontext.precision import BF16, PRECISIONS, Policy, policy
+from tt_flux_kontext.request import Edit
 from tt_flux_kontext.residency import EditSize, Models, check_host_memory
 from tt_flux_kontext.resolution import unpack_latents
 from tt_flux_kontext.schedule import load_scheduler
@@ -222,7 +223,7 @@ class FluxKontextPipeline(LoraLoaderMixin):
         pictures, _, size = image_input(image, self.vae_config, height=height, width=width, max_area=max_area, **rule)
         if pictures is None or is_latents(pictures, self.vae_config.latent_channels):
             raise ValueError("`image` has to be a picture to be encoded.")
-        self._reserve(len(pictures), size)
+        self._reserve_pictures(len(pictures), size)
         tokens = self._editor.encode(prepare(pictures, size, self.image_processor))
         return unpack_latents(tokens, *size, self.vae_scale_factor, "image")
 
@@ -244,11 +245,15 @@ class FluxKontextPipeline(LoraLoaderMixin):
             )
         wanted = noise_shape(self, len(float_tensor(latents, "latents")), (height, width))
         latents = noise_input(latents, wanted, (height, width))
-        self._reserve(len(latents), (height, width))
+        self._reserve_pictures(len(latents), (height, width))
         pictures = self._editor.decode(latents, (height, width))
         return self.image_processor.postprocess(pictures, output_type=output_type)
 
-    def _reserve(self, count: int, size: tuple[int, int]) -> None:
+    def reserve(self, edit: Edit) -> None:
+        """Keeps room on the device for an edit that is to come. Raises `DoesNotFit` where there is none."""
+        self._editor.models.reserve(self._editor.size(edit))
+
+    def _reserve_pictures(self, count: int, size: tuple[int, int]) -> None:
         """Refuses pictures that are too large for the VAE, or for this machine."""
         height, width = size
         check_host_memory(HOST_BYTES_A_PIXEL * count * height * width, f"{count} pictures of {width} x {height} pixels")
