@@ -30,7 +30,7 @@ from tt_flux_kontext.models.vae import VAEConfig
 from tt_flux_kontext.pictures import is_latents, prepare
 from tt_flux_kontext.references import check_method, reference_inputs
 from tt_flux_kontext.request import Edit, Mask
-from tt_flux_kontext.residency import check_host_memory
+from tt_flux_kontext.residency import EditSize, check_host_memory
 from tt_flux_kontext.resolution import pack_latents
 from tt_flux_kontext.schedule import first_step, sigma_schedule
 
@@ -52,7 +52,7 @@ class Pipeline(Protocol):
 
     def get_active_adapters(self) -> list[str]: ...
 
-    def reserve(self, edit: Edit) -> None: ...
+    def reserve(self, edit: Edit) -> EditSize: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Call:
     """A call whose arguments are known to be right: what to do, and in what form its result is wanted."""
 
     edit: Edit
+    size: EditSize
     guidance_scale: float
     output_type: str
     return_dict: bool
@@ -260,7 +261,7 @@ def read_call(
         reference_method=reference_method,
         mask=mask,
     )
-    pipe.reserve(edit)  # refuses what is too large before it is made
+    edit_size = pipe.reserve(edit)  # refuses what is too large before it is made
     if latents is None:
         latents = _noise(pipe, shape, size, generator)
     pictures = [
@@ -268,7 +269,7 @@ def read_call(
         for pictures, size in sized
     ]
     edit = replace(edit, latents=latents, pictures=pictures)
-    return Call(edit, guidance_scale, output_type, return_dict, pasted)
+    return Call(edit, edit_size, guidance_scale, output_type, return_dict, pasted)
 
 
 def noise_shape(pipe: Pipeline, results: int, size: tuple[int, int]) -> tuple[int, int, int]:

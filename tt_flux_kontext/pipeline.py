@@ -249,9 +249,11 @@ class FluxKontextPipeline(LoraLoaderMixin):
         pictures = self._editor.decode(latents, (height, width))
         return self.image_processor.postprocess(pictures, output_type=output_type)
 
-    def reserve(self, edit: Edit) -> None:
+    def reserve(self, edit: Edit) -> EditSize:
         """Keeps room on the device for an edit that is to come. Raises `DoesNotFit` where there is none."""
-        self._editor.models.reserve(self._editor.size(edit))
+        size = self._editor.size(edit)
+        self._editor.models.reserve(size)
+        return size
 
     def _reserve_pictures(self, count: int, size: tuple[int, int]) -> None:
         """Refuses pictures that are too large for the VAE, or for this machine."""

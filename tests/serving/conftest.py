@@ -109,10 +109,9 @@ class Puppet:
         self.begun = []  # prompts
         self.fails: Exception | None = None
         self.num_timesteps = 0
-        self._editor = SimpleNamespace(size=lambda edit: EditSize(text_tokens=7, image_tokens=4, pixels=1024))
 
     def read_call(self, **arguments) -> SimpleNamespace:
-        return SimpleNamespace(edit=None, **arguments)
+        return SimpleNamespace(size=EditSize(text_tokens=7, image_tokens=4, pixels=1024), **arguments)
 
     def dispatch_calls(self, calls) -> Iterator[Phase]:
         results = []

@@ -263,8 +263,7 @@ class Worker:
             message = "The edit failed on the device; the server's log says more."
             return Failed(ApiError(500, message, code="edit_failed"))
         self._failures = 0
-        size = self.engine.pipe._editor.size(call.edit)
-        return Done(result.images, size.text_tokens, size.image_tokens)
+        return Done(result.images, call.size.text_tokens, call.size.image_tokens)
 
 
 def _stopping() -> ApiError:
