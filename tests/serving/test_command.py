@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 from tests.serving.conftest import SECONDS, Served, free_port, served, until
 from tt_flux_kontext.cli import main
@@ -77,13 +80,35 @@ def test_weights_of_the_real_size_are_watched(tiny_checkpoint, monkeypatch):
         until(lambda: server.service.worker.state == "ready")
 
 
+def application(monkeypatch, arguments: str) -> FastAPI:
+    """What other servers import, such as uvicorn and `tt serve`'s."""
+    monkeypatch.setenv("TT_FLUX_KONTEXT_SERVE", f"--device emulated --max-area 1024 {arguments}")
+    monkeypatch.delitem(sys.modules, "tt_flux_kontext.serving.asgi", raising=False)
+    return importlib.import_module("tt_flux_kontext.serving.asgi").app
+
+
 def test_application_for_other_servers(tiny_checkpoint, monkeypatch):
-    """With what the environment says, as uvicorn and `tt serve` take it."""
-    monkeypatch.setenv("TT_FLUX_KONTEXT_SERVE", f"--weights '{tiny_checkpoint}' --model-name 'a name'")
+    """It serves what the environment says, and has started when it is ready."""
     monkeypatch.setenv("TT_FLUX_KONTEXT_API_KEY", "secret")
-    app = importlib.import_module("tt_flux_kontext.serving.asgi").app
-    (gate,) = app.user_middleware
-    assert gate.kwargs["settings"] == Settings("a name", api_key="secret")
+    app = application(monkeypatch, f"--weights '{tiny_checkpoint}' --model-name 'a name'")
+    with TestClient(app) as client:
+        assert client.get("/v1/health").json() == {"status": "ready", "model": "a name"}
+        assert client.get("/v1/models").status_code == 401
+
+
+def test_application_without_weights_does_not_start(monkeypatch):
+    app = application(monkeypatch, "--weights /no/such/folder")
+    with pytest.raises(RuntimeError, match="'/no/such/folder' is neither a folder"), TestClient(app):
+        pass
+
+
+def test_bundle():
+    """`tt model package` installs what its `packages` say, not this package; torch comes with tt-metal."""
+    bundle = yaml.safe_load((ROOT / "tt_flux_kontext" / "serving" / "tt-model.yaml").read_text())
+    read = pytest.importorskip("tomllib").loads  # from Python 3.11 on
+    project = read((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {*project["dependencies"], *project["optional-dependencies"]["serve"]}
+    assert needed ^ {*bundle["runtime"]["packages"]} == {"torch>=2.5", "numpy", "numpy<2"}
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,18 @@ FIELDS = 64
 IMAGE_FIELDS = ("image", "image[]")
 
 
-def create_app(service: Service, page: bool = False) -> FastAPI:
-    """The application, with a page for people too where that is wanted. Its worker starts and stops with it."""
+def create_app(service: Service, page: bool = False, waits: bool = False) -> FastAPI:
+    """The application, with a page for people too where that is wanted. Its worker starts and stops with it.
+
+    Where it `waits` it has started when the weights are loaded, and doesn't start at all without a device.
+    """
     settings, worker, metrics = service.settings, service.worker, service.metrics
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker.start()
+        if waits:
+            await worker.opened()
         yield
         worker.stop()
         await asyncio.to_thread(worker.join)

@@ -26,9 +26,7 @@ class Replica:
         self._name = f"{ray.util.get_node_ip_address()}:{group}"
         self._metrics, self._worker, self._app = service.metrics, service.worker, create_app(service)
         self._worker.start()
-        while self._worker.state == "loading":
-            await asyncio.sleep(0.1)
-        self.check_health()
+        await self._worker.opened()
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica for which this raises."""

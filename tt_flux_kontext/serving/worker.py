@@ -1,5 +1,6 @@
 """The thread that has the device, and the queue before it."""
 
+import asyncio
 import threading
 import time
 from collections import deque
@@ -136,6 +137,13 @@ class Worker:
         if self._stopping:
             return "stopping"
         return "ready" if self.engine else "loading"
+
+    async def opened(self) -> None:
+        """Returns when the engine is ready. Raises `RuntimeError` where it can't be opened."""
+        while self.state == "loading":
+            await asyncio.sleep(0.1)
+        if self.error:
+            raise RuntimeError(str(self.error)) from self.error
 
     def check(self) -> None:
         """Raises `ApiError` where a job wouldn't be taken now."""
