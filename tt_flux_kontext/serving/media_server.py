@@ -31,7 +31,7 @@ Event = SectionStart | SectionEnd
 
 
 class MediaServerPipeline:
-    """Of a pipeline and its device. `arguments` are of each call, such as `guidance_scale`, `height` or `image`."""
+    """Of a pipeline and its device. `arguments` are of each call, such as `max_area`."""
 
     def __init__(self, pipe: FluxKontextPipeline, device, **arguments):
         self.pipe = pipe
@@ -47,10 +47,16 @@ class MediaServerPipeline:
         num_inference_steps: int,
         seed: int = 0,
         on_event: Callable[[Event], None] | None = None,
+        **arguments,
     ) -> list[Image.Image]:
-        """One picture. Events come when the device has done what they are of. Raises what the pipeline raises."""
+        """One picture. Events come when the device has done what they are of. Raises what the pipeline raises.
+
+        `arguments` are others of the pipeline's, such as `image`, `mask_image` and `guidance_scale`.
+        """
         sections = _Sections(on_event or (lambda event: None))
-        arguments = self._arguments | {
+        arguments = {
+            **self._arguments,
+            **arguments,
             "prompt": prompt,
             "negative_prompt": negative_prompt or None,
             "num_inference_steps": num_inference_steps,
