@@ -19,6 +19,7 @@ from reference.accuracy import pcc
 from reference.pipeline import load, quiet
 from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.cli.loading import call_arguments, load_pipeline
+from tt_flux_kontext.cli.usage import in_options
 from tt_flux_kontext.masks import fit, read_masks
 from tt_flux_kontext.metadata import save, save_result
 from tt_flux_kontext.residency import DoesNotFit
@@ -46,7 +47,7 @@ def test_edit(mesh_device, options, report, capfd):
                 how = f"{picture.width} x {picture.height}, {parameters.steps} steps, seed {seed}, {seconds:.2f} s"
                 report.append(f"{'edited picture:':<20} {out} ({how})")
     except (CheckpointError, DoesNotFit, ValueError) as error:
-        raise pytest.fail.Exception(str(error), pytrace=False) from None
+        raise pytest.fail.Exception(in_options(str(error)), pytrace=False) from None
 
     sheet = options.out.with_name(f"{options.out.stem}_before_after.png")
     save(before_after(options.image, list(edited.values()), parameters.prompt), sheet)

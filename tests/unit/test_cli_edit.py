@@ -165,10 +165,12 @@ def test_a_folder_goes_on_where_it_stopped(run, capsys):
 
 
 def test_an_edit_that_fails_is_reported_once(run, capsys):
+    """With the names of options, and so are warnings."""
     Image.new("L", (8, 8)).save("black.png")
-    assert run("edit", "in/0.png", "--prompt", "a", "--mask", "black.png") == 1
+    assert run("edit", "in/0.png", "--prompt", "a", "--mask", "black.png", "--negative-prompt", "b") == 1
     said = capsys.readouterr()
-    assert said.out == "" and said.err.count("leaves nothing to paint anew") == 1 and "1 failed\n" in said.err
+    assert said.out == "" and said.err.count(": --mask leaves nothing to paint anew") == 1 and "1 failed\n" in said.err
+    assert "The negative prompt has no effect: --true-cfg-scale is 1.0" in said.err
 
 
 def test_prompt_files_are_read_for_each_result(run, folder, monkeypatch):

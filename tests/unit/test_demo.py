@@ -157,7 +157,7 @@ WRONG = [
     (["--image", "HEIC"], "pip install pillow-heif"),
     (["--mask", "no.png"], "--mask no.png: there is no such file"),
     (["--mask", "README.md"], "README.md: it can't be read as a picture"),
-    (["--mask", "BLACK", "--steps", "1"], "`mask_image` leaves nothing to paint anew"),
+    (["--mask", "BLACK", "--steps", "1"], "--mask leaves nothing to paint anew"),
     (["--reference", "demo/pictures/circle.png", "no.png"], "--reference no.png: there is no such file"),
     (["--device", "gpu"], "Unknown device 'gpu': it is one of silicon, emulated."),
     (["--device", "emulated:tk3"], "Unknown device 'emulated:tk3': it is silicon, emulated, or one of emulated:n150"),

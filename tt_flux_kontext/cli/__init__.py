@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from loguru import logger
 from tqdm import tqdm
 
-from tt_flux_kontext.cli.usage import DONE, FAILED, INTERRUPTED, WRONG_USAGE, Parser, UsageError, corrected
+from tt_flux_kontext.cli.usage import DONE, FAILED, INTERRUPTED, WRONG_USAGE, Parser, UsageError, corrected, in_options
 from tt_flux_kontext.metadata import software
 
 PROGRAM = "tt-flux-kontext"
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Did you mean: {PROGRAM} {right}" if right else f"See {parser.prog} --help.", file=sys.stderr)
         return WRONG_USAGE
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {in_options(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -81,4 +81,4 @@ def _plain_log() -> Iterator[None]:
 
 
 def _write_line(line: str) -> None:
-    tqdm.write(line, file=sys.stderr, end="")
+    tqdm.write(in_options(line), file=sys.stderr, end="")

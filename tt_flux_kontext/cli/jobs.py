@@ -10,7 +10,7 @@ from tqdm import tqdm
 from tt_flux_kontext.cli.files import picture_size, result_name
 from tt_flux_kontext.cli.loading import MULTIPLE
 from tt_flux_kontext.cli.options import Edge, Options
-from tt_flux_kontext.cli.usage import DONE, FAILED
+from tt_flux_kontext.cli.usage import DONE, FAILED, in_options
 from tt_flux_kontext.metadata import read_parameters
 from tt_flux_kontext.parameters import File, Parameters
 
@@ -48,7 +48,7 @@ class Report:
     failed: list[str] = field(default_factory=list)
 
     def fail(self, what: Path | str, why: Exception) -> None:
-        sentence = str(why)
+        sentence = in_options(str(why))
         self.failed.append(sentence if sentence.startswith(str(what)) else f"{what}: {sentence}")
 
     def close(self, timings: Mapping[str, float]) -> int:

@@ -2,12 +2,25 @@
 
 import argparse
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
+_OPTIONS = {  # by the arguments of the pipeline's calls
+    "guidance_scale": "--guidance",
+    "height": "--height",
+    "mask_image": "--mask",
+    "max_sequence_length": "--max-sequence-length",
+    "negative_prompt": "--negative-prompt",
+    "num_inference_steps": "--steps",
+    "reference_images": "--reference",
+    "strength": "--strength",
+    "true_cfg_scale": "--true-cfg-scale",
+    "width": "--width",
+}
 
 
 class UsageError(Exception):
@@ -59,6 +72,11 @@ def _typos(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, s
         elif action and action.choices and word not in action.choices and (right := nearest(word, action.choices)):
             typos[word] = right
     return typos
+
+
+def in_options(message: str) -> str:
+    """What the pipeline says of its arguments, such as `mask_image`, with the options that they come from."""
+    return re.sub(r"`(\w+)`", lambda name: _OPTIONS.get(name[1], name[0]), message)
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
