@@ -48,6 +48,14 @@ def test_n150_edits_1024_square_in_bfp8_mixed(square_plan):
     assert square.best == square.precision == "bfp8_mixed"
 
 
+def test_kernels_are_compiled_once(edits, square_plan):
+    """Other sizes need others, and share most of CLIP's and T5's."""
+    by_phase = {phase.name: phase.kernels for phase in square_plan(SYSTEM).phases}
+    assert all(by_phase[name] > 10 for name in ("clip", "t5", "vae encoder", "step", "vae decoder")), by_phase
+    first, second = edits[1:3]  # by one process
+    assert 0 < second.kernels < first.kernels
+
+
 def test_operations_of_a_plan_are_those_of_its_figures(square_plan):
     chip = CHIPS[SYSTEM]
     for phase in square_plan(SYSTEM).phases:

@@ -15,8 +15,8 @@ SQUARE = (1024, 1024)
 def planned(system: str, split: tuple[int, int], refused: str = "") -> Plan:
     """An edit of half a minute, of which chips wait for each other ten seconds; a chip gets 2 GB, at first 18 GB."""
     phases = [
-        PhasePlan("clip", 1, 2 * GB, 3 * GB, 10 * GB, 10**6, 259, 10**12, GB, 0, 2.0, 0.0, 2 * GB, 18 * GB),
-        PhasePlan("step", 28, 9 * GB, 11 * GB, 2 * GB, 10**6, 1170, 10**12, GB, 3 * GB, 1.0, 10 / 28),
+        PhasePlan("clip", 1, 2 * GB, 3 * GB, 10 * GB, 10**6, 259, 90, 10**12, GB, 0, 2.0, 0.0, 2 * GB, 18 * GB),
+        PhasePlan("step", 28, 9 * GB, 11 * GB, 2 * GB, 10**6, 1170, 110, 10**12, GB, 3 * GB, 1.0, 10 / 28),
     ]
     request = Request(SQUARE, [SQUARE])
     return Plan(system, request, "bfp8_mixed", "bf16", {}, split, refused, [] if refused else phases)

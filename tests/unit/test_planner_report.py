@@ -38,7 +38,7 @@ def phase(name: str, count: int, done: list, memory: list[int], weights: int, up
     """Of a T3K, where a chip has 13 GB. In a later edit the weights are there."""
     seconds = time(done, CHIPS["t3k"]).seconds
     peak = max([weights, *memory])
-    figures = weights, peak, 13 * GB - peak, 0, len(done), 1, 1, 0, seconds, 0.0, 0, upload
+    figures = weights, peak, 13 * GB - peak, 0, len(done), 0, 1, 1, 0, seconds, 0.0, 0, upload
     return PhasePlan(name, count, *figures, done, memory)
 
 

@@ -10,7 +10,7 @@ GB = 10**9
 
 def planned(system: str, split: tuple[int, int], seconds: float) -> Plan:
     """Of one step, with 10 GB in use and 3 GB free."""
-    phase = PhasePlan("step", 1, 9 * GB, 10 * GB, 3 * GB, 10**6, 942, 1, 1, 1, seconds, 0.0)
+    phase = PhasePlan("step", 1, 9 * GB, 10 * GB, 3 * GB, 10**6, 942, 0, 1, 1, 1, seconds, 0.0)
     request = Request((1024, 1024), [(1024, 1024)], steps=1)
     return Plan(system, request, "bfp8_mixed", "bf16", {}, split, phases=[phase])
 

@@ -107,6 +107,11 @@ def answer() -> Iterator[object]:
             yield json.loads(sys.argv[1])
 
 
+def kernels() -> int:
+    """For the child process: how many TT-NN has compiled so far. On a card it keeps them from process to process."""
+    return sum(1 for _ in Path(os.environ["TT_METAL_CACHE"]).glob("*/kernels/*/*/"))
+
+
 def _place() -> str | None:
     """Memory where it has room, since TT-NN writes ten thousands of small files; None: where temporary files go."""
     if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM:

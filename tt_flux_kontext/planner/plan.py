@@ -56,6 +56,7 @@ class PhasePlan:
         peak, free: bytes of DRAM in use at most and free at least, as TT-NN's allocator counts.
         l1: bytes of a core's L1 in use at most, as far as TT-NN reports its programs' buffers.
         ops: device operations.
+        kernels: that TT-NN compiles for it, and that no phase or edit before it had; of all steps.
         flop: multiplications and additions of the matrix engine.
         traffic: bytes of DRAM read and written.
         link_bytes: bytes that a chip gets from others.
@@ -74,6 +75,7 @@ class PhasePlan:
     free: int
     l1: int
     ops: int
+    kernels: int
     flop: int
     traffic: int
     link_bytes: int
@@ -137,6 +139,11 @@ class Plan:
     def edits_per_minute(self) -> float:
         return self.at_once * 60 / self.seconds
 
+    @property
+    def kernels(self) -> int:
+        """That TT-NN compiles before it has made such an edit on this machine."""
+        return sum(phase.kernels for phase in self.phases)
+
     def total(self, figure: str) -> float:
         """The sum over all phases and steps of a figure of `PhasePlan`."""
         return sum(phase.count * getattr(phase, figure) for phase in self.phases)
@@ -145,7 +152,12 @@ class Plan:
         """For JSON."""
         modelled = {}
         if self.phases:
-            modelled = {"seconds": self.seconds, "first_seconds": self.first_seconds, "at_once": self.at_once}
+            modelled = {
+                "seconds": self.seconds,
+                "first_seconds": self.first_seconds,
+                "kernels": self.kernels,
+                "at_once": self.at_once,
+            }
         phases = [
             {name: value for name, value in vars(phase).items() if name not in ("operations", "memory")}
             for phase in self.phases
@@ -197,7 +209,8 @@ def plan(
         elif phases and phases[-1].name == line["name"] == STEP:
             first = phases.pop()
             line |= {"peak": max(first.peak, line["peak"]), "free": min(first.free, line["free"])}
-            phases.append(_phase(line | {"l1": max(first.l1, line["l1"])}, request.steps))
+            line |= {"l1": max(first.l1, line["l1"]), "kernels": first.kernels + line["kernels"]}
+            phases.append(_phase(line, request.steps))
         else:
             phases.append(_phase(line))
     return plans

@@ -48,6 +48,9 @@ def table(plan: Plan) -> str:
         f"The first edit of a process takes {plan.first_seconds:.1f} s, since all weights come to the device: "
         f"{plan.total('first_upload') / 1e9:.1f} GB{' a chip' if mesh else ''}."
     )
+    lines.append(
+        f"The first one on a machine compiles {plan.kernels} kernels, whose time is in no figure; TT-NN keeps them."
+    )
     lines.append(f"It fits. The most accurate precision that does: {plan.best}.")
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.device import dram_bytes, open_device, submeshes
 from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
-from tt_flux_kontext.planner.mock_device import answer
+from tt_flux_kontext.planner.mock_device import answer, kernels
 from tt_flux_kontext.planner.operations import operations, peaks
 from tt_flux_kontext.planner.roofline import CHIPS, time
 from tt_flux_kontext.precision import PRECISIONS
@@ -47,7 +47,7 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
     phases = editor.run([edit])
     while True:
         free, total = dram_bytes(device)
-        uploaded = models.bytes_uploaded
+        uploaded, compiled = models.bytes_uploaded, kernels()
         ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
         try:
             event = next(phases)
@@ -71,6 +71,7 @@ def _plan(system: str, split: list[int] | None, device, precision: str | None, *
             free=free - peak.dram,
             l1=peak.l1,
             ops=len(done),
+            kernels=kernels() - compiled,
             flop=sum(operation.flop for operation in done),
             traffic=sum(operation.dram_bytes for operation in done),
             link_bytes=sum(operation.link_bytes for operation in done),
