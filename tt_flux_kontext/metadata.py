@@ -1,27 +1,33 @@
 """What a picture's file says of how the picture was made."""
 
+import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from tt_flux_kontext.parameters import Parameters
 
+if TYPE_CHECKING:
+    from tt_flux_kontext.credentials import Claim
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Of files that have a place for it."""
 EDITED = "compositeWithTrainedAlgorithmicMedia"
 GENERATED = "trainedAlgorithmicMedia"
-"""IPTC's digital source types (cv.iptc.org/newscodes/digitalsourcetype) of a picture that an AI edited, or made."""
+SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+"""IPTC's digital source types of a picture that an AI edited, or made; and what their names go on from."""
 
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
   <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
    xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:CreatorTool="tt_flux_kontext"
-   Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{source}"/>
+   Iptc4xmpExt:DigitalSourceType="{source}"/>
  </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="w"?>"""
@@ -38,7 +44,7 @@ def with_parameters(suffix: str, parameters: str, source: str = EDITED, exact: s
     `exact`: what `read_parameters` is to find, in a text of its own of a PNG, or in EXIF's MakerNote.
     """
     kind = Image.registered_extensions().get(suffix.lower())
-    xmp = _XMP.format(source=source)
+    xmp = _XMP.format(source=SOURCES + source)
     if kind == "PNG":
         text = PngImagePlugin.PngInfo()
         text.add_itxt("parameters", parameters)
@@ -70,17 +76,31 @@ def save(picture: Image.Image, path: Path, **options) -> None:
         picture.save(temporary, **options)
 
 
-def save_result(picture: Image.Image, path: Path, parameters: Parameters, *, beside: bool = False) -> None:
+def as_file(picture: Image.Image, kind: str, claim: "Claim | None", **options) -> bytes:
+    """A file of one of PIL's kinds, signed where there is a claim. `options` are those of PIL's `save`."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return claim.sign(file.getvalue(), Image.MIME[kind]) if claim else file.getvalue()
+
+
+def save_result(
+    picture: Image.Image, path: Path, parameters: Parameters, *, beside: bool = False, claim: "Claim | None" = None
+) -> None:
     """Saves a picture with its parameters in it, under a name that ends in one of SUFFIXES.
 
-    `beside`: also as JSON in a file of that name, which is there when the picture is.
+    Args:
+        beside: also as JSON in a file of that name, which is there when the picture is.
+        claim: to sign.
     """
     if beside:
         with _whole(path.with_suffix(".json")) as temporary:
             temporary.write_text(parameters.as_json() + "\n", encoding="utf-8")
     source = EDITED if parameters.image else GENERATED
     texts = with_parameters(path.suffix, parameters.text(picture.size), source, parameters.as_json())
-    save(picture, path, quality=95, **texts)  # of JPEG and WebP
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    file = as_file(picture, kind, claim, quality=95, **texts)  # of JPEG and WebP
+    with _whole(path) as temporary:
+        temporary.write_bytes(file)
 
 
 @contextmanager

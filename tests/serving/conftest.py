@@ -71,10 +71,12 @@ class Served:
 
 
 @contextmanager
-def served(open_engine: Callable, settings: Settings, review=unfiltered, page=False) -> Iterator[Served]:
+def served(
+    open_engine: Callable, settings: Settings, review=unfiltered, page=False, credentials=None
+) -> Iterator[Served]:
     metrics = Metrics()
     worker = Worker(open_engine, settings, metrics)
-    service = Service(settings, worker, metrics, review)
+    service = Service(settings, worker, metrics, review, credentials)
     port = free_port()
     server = Server(create_app(service, page), "127.0.0.1", port, on_stop=worker.stop)
     thread = threading.Thread(target=super(Server, server).run)  # signals are the main thread's

@@ -196,7 +196,7 @@ class TestDevice:
         """Answered in the same form, also in a stream that has begun."""
         puppet.go()
         with serve_puppet() as server:
-            monkeypatch.setattr("tt_flux_kontext.serving.service.to_file", lambda *arguments: 1 / 0)
+            monkeypatch.setattr("tt_flux_kontext.serving.order.to_file", lambda *arguments: 1 / 0)
             answer = server.ask("/v1/images/generations", {"prompt": "a"})
             assert answer.status == 500 and code(answer) == "server_failed"
             with pytest.raises(openai.APIError, match="its log says more"):

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from c2pa import Reader
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.certificates import write_chain
 from tests.unit.lora_files import pairs, peft
 from tt_flux_kontext import FluxKontextPipeline, open_device
 from tt_flux_kontext.cli import jobs, main
@@ -126,6 +128,29 @@ def test_results_are_made_again_to_the_bit(run, pipe):
     explicit = ["--seed", "8", "--prompt", "b", "--out", "explicit.jpg"]
     assert main(["edit", "--config-from", "o.json", *explicit]) == 0
     assert Path("explicit.jpg").read_bytes() == Path("other.jpg").read_bytes()
+
+
+def test_signed_results(run, folder, capsys):
+    """Are made again without a signature, and a result that isn't signed isn't taken for one that is."""
+    files = write_chain(folder)
+    signing = ["--c2pa-certificate", str(files.chain), "--c2pa-key", str(files.key)]
+    command = ["edit", "in/0.png", "--prompt", "a", "--reference", "in/1.png", "--out", "o.jpg"]
+    assert run(*command) == 0
+    plain = Path("o.jpg").read_bytes()
+    capsys.readouterr()
+    assert run(*command, *signing) == 1
+    assert "o.jpg is there, not signed: --overwrite, or another --out" in capsys.readouterr().err
+    assert run(*command, *signing, "--overwrite") == 0
+    with Reader("o.jpg") as read:
+        assert read.get_validation_state() == "Valid"
+        ingredients = read.get_active_manifest()["ingredients"]
+    assert [(each["title"], each["relationship"]) for each in ingredients] == [
+        ("0.png", "parentOf"),
+        ("1.png", "inputTo"),
+    ]
+    assert run(*command, *signing) == 0 and "1 there already" in capsys.readouterr().err
+    assert main(["edit", "--config-from", "o.jpg", "--out", "again.jpg"]) == 0
+    assert Path("again.jpg").read_bytes() == plain
 
 
 def test_pictures_that_changed_are_not_made_again(run, capsys):

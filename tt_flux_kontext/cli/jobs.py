@@ -11,6 +11,7 @@ from tt_flux_kontext.cli.files import picture_size, result_name
 from tt_flux_kontext.cli.loading import MULTIPLE
 from tt_flux_kontext.cli.options import Edge, Options
 from tt_flux_kontext.cli.usage import DONE, FAILED, in_options
+from tt_flux_kontext.credentials import Credentials
 from tt_flux_kontext.metadata import read_parameters
 from tt_flux_kontext.parameters import File, Parameters
 
@@ -23,8 +24,11 @@ class Job:
     out: Path
     parameters: Parameters
 
-    def is_there(self) -> bool:
-        """Whether it has been made before. Raises `ValueError` where something else has its name."""
+    def is_there(self, credentials: Credentials | None) -> bool:
+        """Whether it has been made before, and signed if it is to be.
+
+        Raises `ValueError` where something else has its name.
+        """
         if not self.out.exists():
             return False
         try:
@@ -35,6 +39,8 @@ class Job:
             made = replace(made, precision=None)
         if made != self.parameters:
             raise ValueError(f"{self.out} is there, made with other parameters: --overwrite, or another --out")
+        if credentials and not credentials.has_signed(self.out):
+            raise ValueError(f"{self.out} is there, not signed: --overwrite, or another --out")
         return True
 
 
@@ -68,7 +74,7 @@ def jobs_of(options: Options, report: Report) -> Iterator[Job]:
         for seed in options.seeds:
             try:
                 job = _job(options, picture, seed)
-                if not options.overwrite and job.is_there():
+                if not options.overwrite and job.is_there(options.credentials):
                     report.there += 1
                     continue
             except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tt_flux_kontext.cli.loading import call_arguments, load_pipeline
 from tt_flux_kontext.cli.options import Options
 from tt_flux_kontext.cli.previews import Previews
 from tt_flux_kontext.cli.usage import INTERRUPTED
+from tt_flux_kontext.credentials import Claim
 from tt_flux_kontext.metadata import save_result
 
 if TYPE_CHECKING:
@@ -48,13 +50,15 @@ def _make_groups(groups: Iterable[Sequence[Job]], options: Options, report: Repo
     with open_device(parameters.device) as device:
         pipe = load_pipeline(parameters, device)
         for group in groups:
-            readable, images = [], []
+            readable, images, claims = [], [], []
             for job in group:
                 try:
-                    images.append(to_rgb(read_picture(job.picture)) if job.picture else None)
+                    image = to_rgb(read_picture(job.picture)) if job.picture else None
+                    claims.append(_claim(job, options))
+                    images.append(image)
                     readable.append(job)
                 except ValueError as error:
-                    report.fail(job.picture, error)
+                    report.fail(job.picture or job.out, error)
             previews = [Previews(*options.stepwise) if options.stepwise else None for _ in readable]
             with Interruption() as interruption:
                 calls = [
@@ -63,11 +67,11 @@ def _make_groups(groups: Iterable[Sequence[Job]], options: Options, report: Repo
                 ]
                 results = pipe.edits(calls)
                 timings.update(pipe.timings if calls else {})
-                for job, preview, result in zip(readable, previews, results, strict=True):
+                for job, claim, preview, result in zip(readable, claims, previews, results, strict=True):
                     if isinstance(result, EditInterrupted):
                         continue
                     try:
-                        _write(pipe, job, result, preview, options)
+                        _write(pipe, job, result, claim, preview, options)
                         report.made += 1
                     except Exception as error:
                         report.fail(job.picture or job.out, error)
@@ -75,13 +79,24 @@ def _make_groups(groups: Iterable[Sequence[Job]], options: Options, report: Repo
                 raise KeyboardInterrupt
 
 
-def _write(pipe: "FluxKontextPipeline", job: Job, result, previews: Previews | None, options: Options) -> None:
+def _claim(job: Job, options: Options) -> Claim | None:
+    """What is to be signed of a result. Raises `ValueError` where nothing can be signed any more."""
+    if options.credentials is None:
+        return None
+    with ExitStack() as files:
+        references = [files.enter_context(open(each.path, "rb")) for each in job.parameters.references]
+        return options.credentials.claim(job.picture and files.enter_context(job.picture.open("rb")), *references)
+
+
+def _write(
+    pipe: "FluxKontextPipeline", job: Job, result, claim: Claim | None, previews: Previews | None, options: Options
+) -> None:
     """Writes a result. Raises it where it is an exception."""
     if isinstance(result, Exception):
         raise result
     (picture,) = result.images
     made_with = replace(job.parameters, precision=pipe.precision.name)
-    save_result(picture, job.out, made_with, beside=options.metadata)
+    save_result(picture, job.out, made_with, beside=options.metadata, claim=claim)
     tqdm.write(str(job.out))
     if previews:
         previews.save(pipe, picture.size, job.out.stem)

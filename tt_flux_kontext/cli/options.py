@@ -12,6 +12,7 @@ from tt_flux_kontext.cli.files import existing, pictures_of, result_names
 from tt_flux_kontext.cli.loading import KONTEXT_DEV
 from tt_flux_kontext.cli.replay import recorded_options
 from tt_flux_kontext.cli.usage import UsageError, finite, split, whole
+from tt_flux_kontext.credentials import Credentials
 from tt_flux_kontext.metadata import software
 from tt_flux_kontext.parameters import File, Lora, Parameters
 from tt_flux_kontext.precision import PRECISIONS
@@ -36,6 +37,7 @@ class Options:
         metadata: whether parameters are also written beside each result.
         overwrite: whether results of other parameters are.
         stepwise: folder for previews, and the number of steps from one to the next.
+        credentials: to sign results with; None for none.
     """
 
     parameters: Parameters
@@ -47,6 +49,7 @@ class Options:
     metadata: bool
     overwrite: bool
     stepwise: tuple[Path, int] | None
+    credentials: Credentials | None
 
 
 def add_making_arguments(parser: argparse.ArgumentParser, out: str) -> None:
@@ -100,7 +103,16 @@ def add_making_arguments(parser: argparse.ArgumentParser, out: str) -> None:
         help="also write what the result looked like after every N-th step (default: each), by what the model took it "
         "for then; from the second step on",
     )
+    add_signing_arguments(parser, "each result")
     parser.set_defaults(default_out=out)
+
+
+def add_signing_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    group = parser.add_argument_group("Content Credentials (C2PA)")
+    group.add_argument(
+        "--c2pa-certificate", metavar="FILE", help=f"sign {what}: a certificate in PEM, then those of its issuers"
+    )
+    group.add_argument("--c2pa-key", metavar="FILE", help="the certificate's private key, in PEM")
 
 
 def add_edit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +175,7 @@ def options_of(arguments: argparse.Namespace, command: argparse.ArgumentParser) 
         metadata=arguments.metadata,
         overwrite=arguments.overwrite,
         stepwise=_stepwise(given["stepwise"]) if "stepwise" in given else None,
+        credentials=read_credentials(arguments),
     )
 
 
@@ -176,6 +189,16 @@ def read_lora(words: Sequence[str]) -> Lora:
     if path.endswith(".safetensors"):
         existing(path, "--lora")
     return Lora(File.of(path), scale)
+
+
+def read_credentials(arguments: argparse.Namespace) -> Credentials | None:
+    """Of the options for signing. Raises `UsageError`, and `ValueError` for files that can't sign."""
+    certificate, key = arguments.c2pa_certificate, arguments.c2pa_key
+    if (certificate is None) != (key is None):
+        raise UsageError("--c2pa-certificate and --c2pa-key go together")
+    if certificate is None:
+        return None
+    return Credentials(existing(certificate, "--c2pa-certificate"), existing(key, "--c2pa-key"))
 
 
 def _stepwise(words: Sequence[str]) -> tuple[Path, int]:

@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from tt_flux_kontext.serving.errors import ApiError, refused, unexpected
 from tt_flux_kontext.serving.gate import Gate
 from tt_flux_kontext.serving.options import read_options
+from tt_flux_kontext.serving.order import EDITS, GENERATIONS
 from tt_flux_kontext.serving.pictures import read_pictures
-from tt_flux_kontext.serving.service import EDITS, GENERATIONS, Service
+from tt_flux_kontext.serving.service import Service
 
 IMAGES = 16  # of a request
 FIELDS = 64
@@ -88,7 +89,8 @@ def create_app(service: Service, page: bool = False, waits: bool = False) -> Fas
                     raise refused("`image` is missing: a file in multipart/form-data.", "image")
                 files = [image.file for image in images], mask and mask.file, settings.upload_pixels
                 pictures, painted = await asyncio.to_thread(read_pictures, *files)
-            return await service.answer(request, EDITS, options, pictures, painted)
+                claim = await asyncio.to_thread(service.claim, *files[0])
+            return await service.answer(request, EDITS, options, claim, pictures, painted)
 
     @app.post("/v1/images/generations")
     async def generations(request: Request) -> Response:
@@ -100,7 +102,7 @@ def create_app(service: Service, page: bool = False, waits: bool = False) -> Fas
                 raise refused("The request is no JSON.") from None
             if not isinstance(fields, dict):
                 raise refused("The request is no JSON object.")
-            return await service.answer(request, GENERATIONS, read_options(fields, settings))
+            return await service.answer(request, GENERATIONS, read_options(fields, settings), service.claim())
 
     if page:
         from tt_flux_kontext.serving.page import mount  # an extra

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tt_flux_kontext.backend import DEVICES, choose
 from tt_flux_kontext.cli.loading import KONTEXT_DEV
-from tt_flux_kontext.cli.options import read_lora
+from tt_flux_kontext.cli.options import add_signing_arguments, read_credentials, read_lora
 from tt_flux_kontext.cli.usage import DONE, FAILED, finite, split, whole
 from tt_flux_kontext.parameters import Parameters
 from tt_flux_kontext.precision import PRECISIONS
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--filter", metavar="MODULE", help="of a function refuse(prompts, pictures), which gives a reason or None"
     )
     watch.add_argument("--reviewed", action="store_true", help="somebody looks at all results before they are shown")
+    add_signing_arguments(parser, "all pictures")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=whole(0, 65535), default=8000, help="default: %(default)s")
     parser.add_argument("--page", action="store_true", help=f"for people, under {PAGE}; takes the extra `page`")
@@ -97,7 +98,8 @@ def make_settings(arguments: argparse.Namespace) -> Settings:
 def make_service(arguments: argparse.Namespace, settings: Settings):
     """The `Service` that the arguments describe.
 
-    Raises `UsageError`, `ValueError` for a filter that is none, and `RuntimeError` for a device that can't be had.
+    Raises `UsageError`, `ValueError` for a filter that is none or a certificate that can't sign, and `RuntimeError` for
+    a device that can't be had.
     """
     from tt_flux_kontext.serving.engine import open_engine
     from tt_flux_kontext.serving.metrics import Metrics
@@ -108,6 +110,7 @@ def make_service(arguments: argparse.Namespace, settings: Settings):
     device = arguments.device or choose()
     choose(device.partition(":")[0])
     review = load_filter(arguments.filter) if arguments.filter else unfiltered
+    credentials = read_credentials(arguments)
     parameters = Parameters(
         prompt="",
         weights=arguments.weights,
@@ -120,7 +123,7 @@ def make_service(arguments: argparse.Namespace, settings: Settings):
     watched = bool(arguments.filter) or arguments.reviewed
     opening = partial(open_engine, parameters, settings, watched=watched)
     metrics = Metrics()
-    return Service(settings, Worker(opening, settings, metrics), metrics, review)
+    return Service(settings, Worker(opening, settings, metrics), metrics, review, credentials)
 
 
 def _is_local(host: str) -> bool:

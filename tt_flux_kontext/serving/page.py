@@ -22,8 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tt_flux_kontext.edit import Phase
 from tt_flux_kontext.serving.errors import LEFT, ApiError, refused, unexpected
 from tt_flux_kontext.serving.options import read_options
+from tt_flux_kontext.serving.order import EDITS
 from tt_flux_kontext.serving.pictures import read_pictures
-from tt_flux_kontext.serving.service import EDITS, Service, Shown
+from tt_flux_kontext.serving.service import Service, Shown
 from tt_flux_kontext.serving.settings import PAGE
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it as it is imported
@@ -196,8 +197,10 @@ class _Page:
                 if canvas is None or canvas["background"] is None:
                     raise refused("There is no picture yet.", "image")
                 picture, mask = await asyncio.to_thread(_read, canvas, service.settings.upload_pixels)
+                drawn = io.BytesIO(Path(canvas["background"]["path"]).read_bytes())
+                claim = await asyncio.to_thread(service.claim, drawn)
                 before = self._keep(_png(picture), "before.png")
-                order, events = await service.begin(EDITS, options, [picture], mask, asyncio.Event().wait)
+                order, events = await service.begin(EDITS, options, claim, [picture], mask, asyncio.Event().wait)
                 async with aclosing(events):
                     async for event in events:
                         if isinstance(event, Shown):

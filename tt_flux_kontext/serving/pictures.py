@@ -1,11 +1,11 @@
 """Pictures as they come and go: files that strangers made, and files of results."""
 
-import io
 from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
-from tt_flux_kontext.metadata import with_parameters
+from tt_flux_kontext.credentials import Claim
+from tt_flux_kontext.metadata import as_file, with_parameters
 from tt_flux_kontext.pictures import to_rgb
 from tt_flux_kontext.serving.errors import ApiError, refused
 
@@ -39,15 +39,17 @@ def read_pictures(files: list[BinaryIO], mask: BinaryIO | None, pixels: int) -> 
     return pictures, painted
 
 
-def to_file(picture: Image.Image, kind: str, compression: int | None, parameters: str, source: str) -> bytes:
+def to_file(
+    picture: Image.Image, kind: str, compression: int | None, parameters: str, source: str, claim: Claim | None
+) -> bytes:
     """A file of the kind `png`, `jpeg` or `webp`, in which its parameters stand, and that an AI was at work.
 
-    `compression`: from 0 to 100, the size of JPEG and WebP against their quality, in OpenAI's words: 100 is best.
+    Args:
+        compression: from 0 to 100, the size of JPEG and WebP against their quality, in OpenAI's words: 100 is best.
+        claim: to sign.
     """
     how = {} if kind == "png" else {"quality": 100 if compression is None else compression}
-    file = io.BytesIO()
-    picture.save(file, kind.upper(), **how, **with_parameters(f".{kind}", parameters, source))
-    return file.getvalue()
+    return as_file(picture, kind.upper(), claim, **how, **with_parameters(f".{kind}", parameters, source))
 
 
 def _open(file: BinaryIO, param: str) -> Image.Image:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import BinaryIO
 
 import torch
 from loguru import logger
@@ -16,62 +17,17 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from tt_flux_kontext.credentials import Claim, Credentials
 from tt_flux_kontext.edit import Phase
-from tt_flux_kontext.metadata import EDITED, GENERATED
 from tt_flux_kontext.resolution import DEFAULT_AREA, output_size, reference_size
 from tt_flux_kontext.serving.errors import LEFT, ApiError, refused, unexpected
 from tt_flux_kontext.serving.metrics import Metrics
 from tt_flux_kontext.serving.options import EDGE, Options, read_size
-from tt_flux_kontext.serving.pictures import to_file
+from tt_flux_kontext.serving.order import Kind, Order
 from tt_flux_kontext.serving.settings import Settings
 from tt_flux_kontext.serving.worker import Done, Event, Failed, Job, Partial, Worker
 
 PING = 15.0  # seconds after which a stream says that it is still there: proxies close silent ones
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Of requests. `event`: what OpenAI's events of it are called. `source`: of its pictures, for their files."""
-
-    route: str
-    event: str
-    source: str
-
-
-EDITS = Kind("edits", "image_edit", EDITED)
-GENERATIONS = Kind("generations", "image_generation", GENERATED)
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be made. `size`, (height, width), is the model's; result i is made from the noise of `seed` + i."""
-
-    kind: Kind
-    options: Options
-    size: tuple[int, int]
-    seed: int
-    begun: float
-
-    def described(self, picture: Image.Image) -> dict:
-        """What an answer, or an event, says of a picture."""
-        size = f"{picture.width}x{picture.height}"
-        return {"background": "opaque", "output_format": self.options.output_format, "size": size}
-
-    def file(self, picture: Image.Image, index: int, model: str) -> bytes:
-        """A result's."""
-        options = self.options
-        fields = {
-            "Steps": options.num_inference_steps,
-            "Sampler": "Euler",
-            "Seed": self.seed + index,
-            "Size": f"{picture.width}x{picture.height}",
-            "Model": model,
-            "Software": "tt_flux_kontext",
-        }
-        if options.guidance_scale is not None:
-            fields["Distilled CFG Scale"] = options.guidance_scale
-        parameters = f"{options.prompt}\n" + ", ".join(f"{name}: {value}" for name, value in fields.items())
-        return to_file(picture, options.output_format, options.output_compression, parameters, self.kind.source)
 
 
 @dataclass(frozen=True)
@@ -86,7 +42,9 @@ class Shown:
 class Service:
     """Answers requests with a worker's pictures.
 
-    `review`: (prompts, pictures), raises `ApiError` for what is not to be made or shown.
+    Args:
+        review: (prompts, pictures), raises `ApiError` for what is not to be made or shown.
+        credentials: to sign pictures with.
     """
 
     def __init__(
@@ -95,22 +53,32 @@ class Service:
         worker: Worker,
         metrics: Metrics,
         review: Callable[[Sequence[str], Sequence[Image.Image]], Awaitable[None]],
+        credentials: Credentials | None = None,
     ):
         self.settings = settings
         self.worker = worker
         self.metrics = metrics
         self._review = review
+        self._credentials = credentials
+
+    def claim(self, *files: BinaryIO) -> Claim | None:
+        """What is to be signed of an edit's results, where something is. `files`: of the pictures that were sent."""
+        if self._credentials is None:
+            return None
+        parent, *references = files or [None]
+        return self._credentials.claim(parent, *references)
 
     async def answer(
         self,
         request: Request,
         kind: Kind,
         options: Options,
+        claim: Claim | None,
         pictures: Sequence[Image.Image] = (),
         mask: Image.Image | None = None,
     ) -> Response:
         """Pictures, or with `stream` their events; raises `ApiError` for what comes before the edit begins."""
-        order, events = await self.begin(kind, options, pictures, mask, partial(_until_gone, request))
+        order, events = await self.begin(kind, options, claim, pictures, mask, partial(_until_gone, request))
         if options.stream:
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies pass on what comes at once
             return StreamingResponse(self._stream(order, events), media_type="text/event-stream", headers=headers)
@@ -125,6 +93,7 @@ class Service:
         self,
         kind: Kind,
         options: Options,
+        claim: Claim | None,
         pictures: Sequence[Image.Image],
         mask: Image.Image | None,
         gone: Callable[[], Awaitable],
@@ -136,7 +105,7 @@ class Service:
         """
         await self._review(options.prompts, pictures)
         seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-        order = Order(kind, options, self._size(options, pictures), seed, time.perf_counter())
+        order = Order(kind, options, self._size(options, pictures), seed, claim, time.perf_counter())
         arguments = await asyncio.to_thread(self._arguments, order, pictures, mask)
         events = self._follow(gone, Job(arguments, options.partial_images))
         await anext(events)  # `Begun`, or the first ping
