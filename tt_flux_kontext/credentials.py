@@ -79,13 +79,14 @@ class Credentials:
         )
 
     def has_signed(self, path: Path) -> bool:
-        """Whether the file has Content Credentials, by whomever."""
-        from c2pa import Reader
+        """Whether the file has Content Credentials that hold, by whomever."""
+        from c2pa import C2paError, Reader
 
-        reader = Reader.try_create(path, context=self._context)
-        if reader:
-            reader.close()
-        return reader is not None
+        try:
+            with Reader(path, context=self._context) as reader:
+                return reader.get_validation_state() != "Invalid"
+        except C2paError:  # there are none, or they can't be read
+            return False
 
     def _check_dates(self) -> None:
         begin, end = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc

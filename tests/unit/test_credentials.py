@@ -118,6 +118,7 @@ def test_changes_are_noticed(tmp_path, files, credentials, suffix, pixels):
         out.write_bytes(changed)
         with reader(out, files) as read:
             assert read.get_validation_state() == "Invalid" and "assertion.dataHash.mismatch" in failures(read)
+        assert not credentials.has_signed(out)
 
 
 def test_turns_are_a_chain(tmp_path, files, credentials):
@@ -152,6 +153,7 @@ def test_damaged_credentials_of_a_parent(tmp_path, files, credentials):
     save_result(Image.open(noise(tmp_path / "a.png")), signed, MADE, claim=credentials.claim(None))
     signed.write_bytes(signed.read_bytes().replace(b"jumdc2cl", b"jumdc2xx"))
     save_result(Image.open(signed), out, EDITED, claim=claim_of(credentials, signed))
+    assert not credentials.has_signed(signed) and credentials.has_signed(out)
     with reader(out, files) as read:
         assert read.get_validation_state() == "Trusted"
         (parent,) = read.get_active_manifest()["ingredients"]
