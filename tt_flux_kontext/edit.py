@@ -1,7 +1,7 @@
 """An edit as a row of phases, one after the other on the device."""
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,8 +57,10 @@ class Editor:
         self.tokenizer_2 = tokenizer_2
         self.mag_ratios: list[float] = []
 
-    def run(self, edits: Sequence[Edit]) -> Iterator[Phase | list]:
+    def run(self, edits: Sequence[Edit], begins: Callable[[str], None] = lambda name: None) -> Iterator[Phase | list]:
         """Runs each phase for all edits before the next one, so that models change places once for all of them.
+
+        `begins` is told the name of each phase before its first weights are loaded.
 
         Yields each phase when it is on its way, and last the results in the edits' order; for an edit that failed its
         exception. The device works on while the caller does something else, be it to give work to other devices. A
@@ -73,8 +75,11 @@ class Editor:
             for i, phases in list(at_work.items()):
                 self.models.lora_scale = edits[i].lora_scale
                 try:
-                    while phase := next(phases):
-                        yield replace(phase, edit=i)
+                    while event := next(phases):
+                        if isinstance(event, Phase):
+                            yield replace(event, edit=i)
+                        else:
+                            begins(event)
                     continue
                 except StopIteration as end:
                     results[i] = end.value
@@ -84,8 +89,11 @@ class Editor:
                 del at_work[i]
         yield results
 
-    def _phases(self, edit: Edit, alone: bool) -> Iterator[Phase | None]:
-        """One edit, which yields None wherever others should come as far before it asks for another model."""
+    def _phases(self, edit: Edit, alone: bool) -> Iterator[str | Phase | None]:
+        """One edit: the name of each phase as it begins, and the phase when it is on its way.
+
+        Yields None wherever others should come as far before it asks for another model.
+        """
         pooled = yield from self._encode_clip(edit)
         yield
         contexts = yield from self._encode_t5(edit)
@@ -132,8 +140,9 @@ class Editor:
             masked=edit.mask is not None,
         )
 
-    def _encode_clip(self, edit: Edit) -> Iterator[Phase]:
+    def _encode_clip(self, edit: Edit) -> Iterator[str | Phase]:
         """Returns pooled prompts [1, P], the negative ones after the others."""
+        yield "clip"
         pooled = []
         for text in edit.texts:
             if text.pooled is not None:
@@ -146,8 +155,9 @@ class Editor:
         yield Phase("clip")
         return _on_host(pooled)
 
-    def _encode_t5(self, edit: Edit) -> Iterator[Phase]:
+    def _encode_t5(self, edit: Edit) -> Iterator[str | Phase]:
         """Returns contexts [T, J], the negative ones after the others."""
+        yield "t5"
         contexts = []
         for text in edit.texts:
             if text.embeds is not None:
@@ -158,8 +168,9 @@ class Editor:
         yield Phase("t5")
         return _on_host(contexts)
 
-    def _encode_images(self, images: Sequence[torch.Tensor]) -> Iterator[Phase]:
+    def _encode_images(self, images: Sequence[torch.Tensor]) -> Iterator[str | Phase]:
         """Returns packed latents [R, C] of each, one per picture."""
+        yield "vae encoder"
         are_latents = [image.shape[1] == self.models.vae_config.latent_channels for image in images]
         maps = [
             [] if latents else [self.models["vae encoder"](picture) for picture in image]
@@ -171,8 +182,9 @@ class Editor:
             for image, of_image, latents in zip(images, maps, are_latents, strict=True)
         ]
 
-    def _decode(self, latents: torch.Tensor, size: tuple[int, int]) -> Iterator[Phase]:
+    def _decode(self, latents: torch.Tensor, size: tuple[int, int]) -> Iterator[str | Phase]:
         """Returns pictures [B, 3, H, W]."""
+        yield "vae decoder"
         pictures = [self.models["vae decoder"](row, *size) for row in latents]
         yield Phase("vae decoder")
         return torch.stack(list(map(to_picture, pictures)))
@@ -184,7 +196,7 @@ class Editor:
         pooled: list[torch.Tensor],
         pictures: list[list[torch.Tensor]],
         alone: bool,
-    ) -> Iterator[Phase | None]:
+    ) -> Iterator[str | Phase | None]:
         """All steps, TABLE_STEPS at a time, for which the modulation is on the device first.
 
         Returns the latents, float32 [results, N, C].
@@ -208,6 +220,7 @@ class Editor:
             some = range(first, min(first + TABLE_STEPS, steps))
             if first:
                 yield from self._modulate(edit, conditions, first)
+            yield "transformer weights"
             transformer = self.models["transformer"]
             lengths = {len(condition.context) for condition in conditions}
             noise, references = self._grids(edit)
@@ -218,6 +231,7 @@ class Editor:
                 condition.placed = parallel.scatter(condition.context, ttnn.bfloat16)
                 condition.positions = positions[len(condition.context)]
             yield Phase("transformer weights")
+            yield "step"
             prompts = [conditions[p :: len(edit.text)] for p in range(len(edit.text))]
             with closing(Denoiser(transformer, prompts, images, edit.true_cfg_scale, len(some), added)) as denoiser:
                 for step in some:
@@ -232,8 +246,9 @@ class Editor:
             del transformer, denoiser
         return images.noise()
 
-    def _modulate(self, edit: Edit, conditions: list[Condition], first: int) -> Iterator[Phase]:
+    def _modulate(self, edit: Edit, conditions: list[Condition], first: int) -> Iterator[str | Phase]:
         """Makes the tables of the steps from `first` on."""
+        yield "modulation"
         sigmas = edit.sigmas[first:-1][:TABLE_STEPS]
         for condition in conditions:
             condition.table = None  # makes room

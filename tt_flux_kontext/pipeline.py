@@ -265,14 +265,14 @@ class FluxKontextPipeline(LoraLoaderMixin):
         """`edits` as a generator, of calls whose arguments have been read, for one who holds the `turn`.
 
         Yields each phase when it is on its way, then waits for it. Returns the results, or their exceptions. Shows a
-        bar over the steps, and notes the seconds of each phase in `timings`.
+        bar over the steps with the phase at work, and notes the seconds of each phase in `timings`.
         """
         self.timings = {}
         start, at_work = time.perf_counter(), 0
         self._begin(calls[at_work])
         steps = sum(len(call.edit.sigmas) - 1 for call in calls)
         with tqdm(total=steps, **self._progress_bar_config) as bar:
-            for event in self._editor.run([call.edit for call in calls]):
+            for event in self._editor.run([call.edit for call in calls], bar.set_description):
                 if isinstance(event, Phase):
                     if event.edit != at_work:
                         at_work = event.edit
@@ -282,6 +282,7 @@ class FluxKontextPipeline(LoraLoaderMixin):
                     begun, start = start, time.perf_counter()
                     self.timings[event.name] = self.timings.get(event.name, 0.0) + start - begun
                     bar.update(1 if event.step else 0)
+            bar.set_description(self._progress_bar_config.get("desc"))
         return [self._output(call, result) for call, result in zip(calls, event, strict=True)]
 
     def _begin(self, call: Call) -> None:

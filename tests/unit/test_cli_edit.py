@@ -1,8 +1,10 @@
 """`edit` and `generate`: results are those of the pipeline's calls, made once, made again, and never lost."""
 
+import re
 import signal
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from tt_flux_kontext.cli.previews import Previews
 from tt_flux_kontext.metadata import read_parameters
 
 SIZE = {"width": 32, "height": 32, "max_area": 32 * 32, "_auto_resize": False}
+PHASES = ["clip", "t5", "vae encoder", "modulation", "transformer weights", "step", "transformer weights", "step"]
+PHASES += ["vae decoder"]
 SHORT = {"num_inference_steps": 2, "max_sequence_length": 32, "guidance_scale": 2.5}
 
 
@@ -71,6 +75,23 @@ def test_results_are_the_pipelines(run, pipe, capsys):
             image = Image.open(f"in/{number}.png")
             result = pipe(image=image, prompt="a b", generator=seeded(seed), **SIZE, **SHORT).images[0]
             assert same(f"o_{number}_{seed}.png", result)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_phase_at_work_is_shown(run, capsys, monkeypatch, terminal):
+    """On a terminal, in the order of work; elsewhere there is nothing but what became of it."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert run("edit", "in/0.png", "in/1.png", "--prompt", "a", "--out", "o.png") == 0
+    said = capsys.readouterr()
+    assert said.out.split() == ["o_0.png", "o_1.png"]
+    shown = re.findall(r"([a-z0-9 ]+): +(\d+)%", said.err)
+    names = [name for name, _ in groupby(name for name, _ in shown)]
+    assert names == (PHASES if terminal else [])
+    if terminal:
+        assert ("step", "25") in shown and ("vae decoder", "100") in shown
+        assert said.err.index("vae decoder: 100%") < said.err.index("2 made")
+    else:
+        assert "%" not in said.err and said.err.startswith("clip ")
 
 
 def test_all_options_reach_the_pipeline(run, pipe, folder, capsys):

@@ -150,7 +150,7 @@ ODD = [
 def test_odd_values(pipe, monkeypatch, name):
     """Are taken, or refused in a sentence that has the argument's name: no error of a library is seen."""
 
-    def take(edits):
+    def take(edits, begins):
         raise Taken
 
     monkeypatch.setattr(pipe._editor, "run", take)

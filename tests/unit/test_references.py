@@ -168,7 +168,7 @@ def test_refused(pipe, mesh_device, arguments, match):
 
 
 def test_odd_values(pipe, monkeypatch):
-    monkeypatch.setattr(pipe._editor, "run", lambda edits: iter([[torch.zeros(1, 16, 64)]]))
+    monkeypatch.setattr(pipe._editor, "run", lambda edits, begins: iter([[torch.zeros(1, 16, 64)]]))
     for value in ODD:
         try:
             run(pipe, reference_images=[picture(), value])

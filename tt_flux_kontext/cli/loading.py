@@ -16,7 +16,10 @@ MULTIPLE = 16  # pixels along the edge of a token
 
 
 def load_pipeline(parameters: Parameters, device) -> "FluxKontextPipeline":
-    """With the weights and adapters that are asked for. Raises what `from_pretrained` and `load_lora_weights` do."""
+    """With the weights and adapters that are asked for, and bars on a terminal alone.
+
+    Raises what `from_pretrained` and `load_lora_weights` do.
+    """
     from tt_flux_kontext import FluxKontextPipeline
 
     how = {"device": device, "precision": parameters.precision, "split": parameters.split}
@@ -25,6 +28,7 @@ def load_pipeline(parameters: Parameters, device) -> "FluxKontextPipeline":
         pipe = FluxKontextPipeline.from_single_file(parameters.weights, config=config, **how)
     else:
         pipe = FluxKontextPipeline.from_pretrained(parameters.weights, **how)
+    pipe.set_progress_bar_config(disable=None)
     names = [f"lora_{number}" for number in range(len(parameters.loras))]
     for name, lora in zip(names, parameters.loras):
         pipe.load_lora_weights(lora.file.path, adapter_name=name)
