@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import c2pa
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.certificates import write_chain
 from tests.serving.conftest import SECONDS, Served, served, until
+from tt_flux_kontext.credentials import Credentials
 from tt_flux_kontext.parameters import Parameters
 from tt_flux_kontext.serving import service as service_module
 from tt_flux_kontext.serving.engine import open_engine
@@ -135,10 +138,13 @@ def visit(browser) -> Iterator[Callable[..., Reader]]:
 
 @pytest.mark.slow
 def test_turns(visit, tmp_path):
-    """Three edits by the demo's weights, of which each is of another's result, and the last with a mask."""
+    """Three edits by the demo's weights, of which each is of another's result, and the last with a mask; all signed."""
+    files = write_chain(tmp_path)
+    credentials = Credentials(files.chain, files.key)
     settings = Settings("tiny_kontext", max_area=128 * 128)
     parameters = Parameters(prompt="", weights=str(DEMO / "tiny_kontext"), device="emulated")
-    with served(partial(open_engine, parameters, settings), settings, page=True) as server:
+    opening = partial(open_engine, parameters, settings)
+    with served(opening, settings, page=True, credentials=credentials) as server:
         until(lambda: server.service.worker.state == "ready")
         reader = visit(server)
         reader.upload(DEMO / "pictures" / "circle.png")
@@ -158,6 +164,8 @@ def test_turns(visit, tmp_path):
         reader.follow()
         blue = reader.download()
         assert colour(blue, CIRCLE) == "red" and colour(blue, GROUND) == "blue"
+        with c2pa.Reader("image/png", io.BytesIO(Path(blue.filename).read_bytes())) as signed:
+            assert signed.get_validation_state() == "Valid" and len(json.loads(signed.json())["manifests"]) == 2
 
         reader.tab.screenshot(path=tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size < 200_000
