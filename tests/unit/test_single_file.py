@@ -249,6 +249,13 @@ class TestRefusals:
         save_file(load_file(file) | {"x_embedder.bias": torch.zeros(128)}, file)
         refused(file, tiny_checkpoint, mesh_device, f"{file} has x_embedder.bias in diffusers' names and in its own")
 
+    def test_a_tensor_with_a_prefix_and_without(self, tiny_checkpoint, file, mesh_device):
+        tensors = load_file(file)
+        save_file(
+            {f"model.diffusion_model.{key}": x for key, x in tensors.items()} | {"img_in.bias": torch.zeros(128)}, file
+        )
+        refused(file, tiny_checkpoint, mesh_device, f"{file} has img_in.bias twice", "as model.diffusion_model.img_in")
+
     def test_another_component(self, tiny_checkpoint, file, mesh_device):
         clip = tiny_checkpoint / CLIP
         refused(clip, tiny_checkpoint, mesh_device, f"{clip} holds no transformer of FLUX.1. It has ")

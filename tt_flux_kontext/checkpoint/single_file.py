@@ -92,13 +92,17 @@ def _tensors_in(file: Path) -> Mapping[str, Entry]:
 
 
 def _without_prefix(stored: Mapping[str, Entry], component: str) -> dict[str, Entry]:
-    """The component's tensors, and those of none."""
+    """The component's tensors, and those of none. Raises `CheckpointError` for one that is there in both ways."""
     prefix = next((prefix for prefix in _PREFIXES[component] if any(key.startswith(prefix) for key in stored)), "")
-    return {
-        key.removeprefix(prefix): entry
-        for key, entry in stored.items()
-        if key.startswith(prefix) or not key.startswith(_OF_OTHERS)
-    }
+    found = {}
+    for key, entry in stored.items():
+        if not key.startswith(prefix) and key.startswith(_OF_OTHERS):
+            continue
+        name = key.removeprefix(prefix)
+        if name in found:
+            raise CheckpointError(f"{entry.file} has {name} twice: once as {prefix}{name}.")
+        found[name] = entry
+    return found
 
 
 def _count(keys: Iterable[str], pattern: str) -> int:
