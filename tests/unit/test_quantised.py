@@ -255,6 +255,14 @@ class TestRefusals:
         del scales[QKV]
         refused(marked(weights, scales), f"{QKV}.weight in ", "lacks its scale")
 
+    def test_a_weight_without_a_scale_among_others(self, quantised, refused):
+        """In a file that has scales and doesn't say so."""
+        weights, scales = quantised
+        assert len(scales) > 1
+        del scales[QKV]
+        tensors = {key: tensor for key, tensor in marked(weights, scales).items() if key != "scaled_fp8"}
+        refused(tensors, f"{QKV}.weight in ", "lacks its scale")
+
     def test_a_described_weight_without_a_scale(self, quantised, refused):
         weights, scales = quantised
         tensors = described(weights, scales, "float8_e4m3fn")

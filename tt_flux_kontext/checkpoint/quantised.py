@@ -62,6 +62,8 @@ def with_scales(headers: Headers) -> dict[str, StoredTensor]:
         weight = tensors[f"{layer}.weight"]
         _check_scale(scale, weight)
         tensors[weight.key] = replace(weight, scale=scale)
+    if scales and not marked and not formats:
+        marked = [""]  # a file that says nothing, but has scales, has them for all
     for key, entry in tensors.items():
         described = key.removesuffix(".weight") in formats
         marks = len(entry.shape) > 1 and entry.dtype in FLOAT8 and key.startswith(tuple(marked))
