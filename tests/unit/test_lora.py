@@ -283,6 +283,16 @@ class TestFiles:
     )
     def test_what_can_not_be_read(self, tmp_path, pipe, make, source, message):
         make(tmp_path)
+    def test_a_file_that_is_written_over_in_place(self, tmp_path, pipe, second, merged):
+        """As `cp` does it."""
+        file = tmp_path / "style.SAFETENSORS"
+        save_file(second, file)
+        pipe.load_lora_weights(file)
+        with file.open("r+b") as stream:
+            stream.seek(file.stat().st_size // 2)
+            stream.write(bytes(file.stat().st_size // 2))
+        assert torch.equal(edit(pipe), expected(merged((second, 1.0))))
+
         with pytest.raises((ValueError, CheckpointError), match=message):
             pipe.load_lora_weights(tmp_path / source)
         assert pipe.get_list_adapters() == {}

@@ -40,12 +40,12 @@ def read_adapter(
     if not isinstance(source, str | Path):
         raise TypeError(f"An adapter is a path, a hub id or a dict of tensors, not {type(source).__name__}.")
     file = _file(source, weight_name)
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise ValueError(f"{file} is no .safetensors file. Others, which can hold programs, are not read.")
     with open_safetensors(file) as opened:
         header = dict(opened.metadata() or {})
-        try:
-            tensors = {key: _readable(opened.get_tensor(key)) for key in opened.keys()}
+        try:  # copies: what safetensors gives changes with the file while that is written over
+            tensors = {key: _readable(opened.get_tensor(key).clone()) for key in opened.keys()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} can't be read ({error}). Fetch the file again.") from error
     config = file.with_name(_PEFT_CONFIG)
@@ -64,7 +64,7 @@ def _file(source: str | Path, weight_name: str | None) -> Path:
     path = Path(source)
     if is_folder(path):
         return path / (weight_name or _only(names_in(path), path))
-    if present(path) or path.suffix in _ENDINGS or not _REPOSITORY.match(str(source)):
+    if present(path) or path.suffix.lower() in _ENDINGS or not _REPOSITORY.match(str(source)):
         return find_file(source)
     name = weight_name or _only(list_files(str(source)), source)
     return download(str(source), [name, _PEFT_CONFIG]) / name
