@@ -24,6 +24,7 @@ from tt_flux_kontext.inputs import (
     noise_input,
     text_input,
 )
+from tt_flux_kontext.lora.adapters import Adapters
 from tt_flux_kontext.masks import Paste, check_masked, masked_input, to_rows
 from tt_flux_kontext.models.transformer import TransformerConfig
 from tt_flux_kontext.models.vae import VAEConfig
@@ -49,8 +50,7 @@ class Pipeline(Protocol):
     multiple_of: int
     step_cache: "diffusers.MagCacheConfig | None"
     interrupt: bool
-
-    def get_active_adapters(self) -> list[str]: ...
+    _adapters: Adapters
 
     def reserve(self, edit: Edit) -> EditSize: ...
 
@@ -189,7 +189,7 @@ def read_call(
         negative_ip_adapter_image=negative_ip_adapter_image,
         negative_ip_adapter_image_embeds=negative_ip_adapter_image_embeds,
     )
-    lora_scale = lora_scale_input(joint_attention_kwargs, pipe.get_active_adapters())
+    lora_scale = lora_scale_input(joint_attention_kwargs, pipe._adapters.scaled)
     widths = pipe.transformer_config.joint_attention_dim, pipe.transformer_config.pooled_projection_dim
     text = text_input(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, widths)
     negatives = negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds

@@ -155,6 +155,30 @@ def test_what_is_fused_stays_until_it_is_taken_out(pipe, first, second, merged):
     assert torch.equal(edit(pipe), plain)
 
 
+@pytest.mark.parametrize("off", ["disable_lora", "fuse_lora"])
+def test_a_scale_without_effect_is_said(pipe, second, warned, off):
+    """Of adapters that are off, or part of the weights."""
+    pipe.load_lora_weights(second)
+    edit(pipe, joint_attention_kwargs={"scale": 0.5})
+    assert not warned
+    getattr(pipe, off)()
+    edit(pipe, joint_attention_kwargs={"scale": 0.5})
+    assert len(warned) == 1 and "`joint_attention_kwargs` has no effect" in warned[0]
+
+
+def test_none_at_work_is_said(pipe, second, warned):
+    """Where one that was at work is deleted, and others are there."""
+    for name in ("a", "b", "c"):
+        pipe.load_lora_weights(second, adapter_name=name)
+    pipe.set_adapters(["b", "c"])
+    pipe.delete_adapters("c")
+    assert not warned
+    pipe.delete_adapters("b")
+    assert len(warned) == 1 and "brings others back to it: a." in warned[0]
+    pipe.delete_adapters("a")
+    assert len(warned) == 1
+
+
 def test_text_encoders(pipe, tiny_checkpoint):
     tensors = load_file(tiny_checkpoint / "text_encoder/model.safetensors")
     key = next(key for key in tensors if key.endswith("layers.0.mlp.fc1.weight"))
@@ -259,6 +283,16 @@ class TestFiles:
         assert f"7 of {len(second) // 2 + 7} modules are not in this checkpoint" in warning
         assert "nobody.0, nobody.1, nobody.2, nobody.3, nobody.4 and 2 more" in warning
 
+    def test_a_file_that_is_written_over_in_place(self, tmp_path, pipe, second, merged):
+        """As `cp` does it."""
+        file = tmp_path / "style.SAFETENSORS"
+        save_file(second, file)
+        pipe.load_lora_weights(file)
+        with file.open("r+b") as stream:
+            stream.seek(file.stat().st_size // 2)
+            stream.write(bytes(file.stat().st_size // 2))
+        assert torch.equal(edit(pipe), expected(merged((second, 1.0))))
+
     def test_in_float8(self, pipe, second):
         pipe.load_lora_weights({key: value.to(torch.float8_e4m3fn) for key, value in second.items()})
         rounded = {key: value.to(torch.float8_e4m3fn).float() for key, value in second.items()}
@@ -283,16 +317,6 @@ class TestFiles:
     )
     def test_what_can_not_be_read(self, tmp_path, pipe, make, source, message):
         make(tmp_path)
-    def test_a_file_that_is_written_over_in_place(self, tmp_path, pipe, second, merged):
-        """As `cp` does it."""
-        file = tmp_path / "style.SAFETENSORS"
-        save_file(second, file)
-        pipe.load_lora_weights(file)
-        with file.open("r+b") as stream:
-            stream.seek(file.stat().st_size // 2)
-            stream.write(bytes(file.stat().st_size // 2))
-        assert torch.equal(edit(pipe), expected(merged((second, 1.0))))
-
         with pytest.raises((ValueError, CheckpointError), match=message):
             pipe.load_lora_weights(tmp_path / source)
         assert pipe.get_list_adapters() == {}
@@ -306,6 +330,7 @@ class TestFiles:
         (lambda pipe, state: pipe.load_lora_weights(3), "a path, a hub id or a dict of tensors, not int"),
         (lambda pipe, state: pipe.set_adapters("b"), r"name\(s\) \['b'\] not in the list of present adapters: \['a'\]"),
         (lambda pipe, state: pipe.set_adapters(["a"], [1, 2]), "names 1 is not equal to the length of the weights 2"),
+        (lambda pipe, state: pipe.set_adapters(["a", "a"], [1, 2]), "`adapter_names` has a more than once"),
         (lambda pipe, state: pipe.set_adapters("a", float("nan")), "`adapter_weights` must be finite"),
         (lambda pipe, state: pipe.set_adapters("a", "1"), "has to be a number but is '1'"),
         (lambda pipe, state: pipe.set_adapters("a", {"unet": 1}), "of a has 'unet'; components are"),

@@ -98,6 +98,15 @@ class Adapters:
     def fused(self) -> set[str]:
         return {adapter.name for adapters in self._fused.values() for adapter, _ in adapters}
 
+    @property
+    def scaled(self) -> list[str]:
+        """The names of those that a call's scale is of: at work, and not fused in all that they change."""
+        return [
+            name
+            for name in (self.active if self.enabled else [])
+            if not all(self._is_fused(self.loaded[name], component) for component in self.loaded[name].changes)
+        ]
+
     def changes(self, component: str, scale: float) -> Changes:
         """What is added to a component's tensors now, `scale` times where it is not fused."""
         if component not in COMPONENTS:

@@ -87,6 +87,8 @@ class LoraLoaderMixin:
                 f"Length of adapter names {len(names)} is not equal to the length of the weights {len(weights)}"
             )
         self._check_loaded(names)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"`adapter_names` has {', '.join(twice)} more than once: each has one weight.")
         self._adapters.choose({name: self._weights(name, weight) for name, weight in zip(names, weights)})
 
     def get_active_adapters(self) -> list[str]:
@@ -104,11 +106,18 @@ class LoraLoaderMixin:
 
     @one_at_a_time
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Forgets adapters. Raises `ValueError` for names that there are not."""
+        """Forgets adapters, and warns where none of the others is at work then.
+
+        Raises `ValueError` for names that there are not.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(adapter_names))
         self._check_loaded(names)
+        were_active = bool(self._adapters.active)
         for name in names:
             self._adapters.delete(name)
+        if were_active and self._adapters.loaded and not self._adapters.active:
+            others = ", ".join(self._adapters.loaded)
+            logger.warning(f"No adapter is at work any more; `set_adapters` brings others back to it: {others}.")
 
     @one_at_a_time
     def disable_lora(self) -> None:
