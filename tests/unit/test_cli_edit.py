@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from c2pa import Reader
+from loguru import logger
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -18,6 +19,7 @@ from tests.certificates import write_chain
 from tests.unit.lora_files import pairs, peft
 from tt_flux_kontext import FluxKontextPipeline, open_device
 from tt_flux_kontext.cli import jobs, main
+from tt_flux_kontext.cli.files import read_picture, result_name
 from tt_flux_kontext.cli.interruption import Interruption
 from tt_flux_kontext.cli.previews import Previews
 from tt_flux_kontext.metadata import read_parameters
@@ -233,6 +235,12 @@ def test_prompt_files_are_read_for_each_result(run, folder, monkeypatch):
     second = next(asked)
     assert (first.parameters.prompt, second.parameters.prompt) == ("first", "second")
     assert first.out != second.out and str(first.parameters.seed) in first.out.name
+    Path("prompt.txt").write_bytes("\ufeffthird\r\n\r\nline\r\n".encode())
+    (third, _) = jobs.jobs_of(options, report)
+    assert third.parameters.prompt == "third\n\nline"
+    Path("prompt.txt").write_bytes("fourth".encode("utf-16"))
+    assert not list(jobs.jobs_of(options, report)) and "prompt.txt is no text in UTF-8" in report.failed.pop()
+    report.failed.clear()
     Path("prompt.txt").write_text(" ")
     assert not list(jobs.jobs_of(options, report)) and "prompt.txt is empty" in report.failed[0]
 
@@ -248,16 +256,52 @@ def test_prompt_files_are_read_for_each_result(run, folder, monkeypatch):
         (["--width", "0.01x"], (16, 16)),
     ],
 )
-def test_sizes(folder, monkeypatch, words, size):
+@pytest.mark.parametrize("suffix", ["jpg", "tiff"])
+def test_sizes(folder, monkeypatch, capsys, words, size, suffix):
     """Of a picture of 96 x 64 pixels that lies on its side."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (64, 96)).save("lying.jpg", exif=exif)
+    Image.new("RGB", (64, 96)).save(f"lying.{suffix}", exif=exif)
     seen = []
     monkeypatch.setattr("tt_flux_kontext.cli.edit.make", lambda options: seen.append(options) or 0)
-    assert main(["edit", "lying.jpg", "--prompt", "a", "--device", "emulated", *words]) == 0
+    assert main(["edit", f"lying.{suffix}", "--prompt", "a", "--device", "emulated", *words]) == 0
+    assert ("--width 50 becomes 48" in capsys.readouterr().err) == ("50" in words)
     (job,) = jobs.jobs_of(seen[0], jobs.Report(1))
     assert (job.parameters.width, job.parameters.height) == size
+
+
+def test_a_size_is_not_a_token_short(folder):
+    """In floats 1.15 times 1600 is a little less than 1840."""
+    Image.new("L", (1600, 80)).save("wide.png")
+    assert jobs._pixels((1.15, "auto"), Path("wide.png")) == (1840, 80)
+
+
+def test_of_several_pictures_the_first_is_used(folder):
+    pages = [Image.new("L", (16, 16), value) for value in (10, 20, 30)]
+    pages[0].save("moving.gif", save_all=True, append_images=pages[1:])
+    warned = []
+    sink = logger.add(warned.append, level="WARNING")
+    assert read_picture("moving.gif").convert("L").getpixel((0, 0)) == 10
+    read_picture("in/0.png")
+    logger.remove(sink)
+    assert len(warned) == 1 and "moving.gif: the first of its 3 pictures is used" in warned[0]
+
+
+def test_braces_in_the_name_of_a_picture():
+    assert result_name("o/{name}_{seed}.png", Path("a{seed}{name}.png"), 3) == Path("o/a{seed}{name}_3.png")
+
+
+def test_what_is_there_lacks_its_parameters_beside_it(run, capsys):
+    """Then it is made with them, but not in the place of what is not the program's."""
+    command = ["edit", "in/0.png", "--prompt", "a", "--out", "o.png", "--metadata"]
+    Path("o.json").write_text("{}")
+    assert run(*command) == 1 and not Path("o.png").exists()
+    assert "o.json is there, and not by this program" in capsys.readouterr().err
+    Path("o.json").unlink()
+    assert run(*command[:-1]) == 0 and not Path("o.json").exists()
+    assert run(*command) == 0 and read_parameters("o.json") == read_parameters("o.png")
+    capsys.readouterr()
+    assert run(*command) == 0 and "1 there already" in capsys.readouterr().err
 
 
 def test_previews_are_where_the_way_leads(tmp_path):

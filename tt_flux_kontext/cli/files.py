@@ -1,18 +1,21 @@
 """Files that a command line names: pictures to read, and results to write."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
+from itertools import product
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
+from loguru import logger
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from tt_flux_kontext.cli.usage import UsageError, nearest
 from tt_flux_kontext.metadata import SUFFIXES
 
 _PHONES = (".heic", ".heif")  # read with a package of its own
-_LYING = (5, 6, 7, 8)  # values of EXIF's Orientation that swap width and height
+_FIELD = re.compile(r"\{(name|seed)\}")
 
 
 def existing(name: str, option: str = "") -> Path:
@@ -45,19 +48,14 @@ def _looks_like_a_picture(file: Path) -> bool:
     return readable and not file.name.startswith(".")
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture once it is upright. Raises `ValueError`."""
-    with _opened(path) as picture:
-        width, height = picture.size
-        lying = picture.getexif().get(ExifTags.Base.Orientation) in _LYING
-    return (height, width) if lying else (width, height)
-
-
 def read_picture(path: str | Path) -> Image.Image:
     """Upright and whole in memory. Raises `ValueError`."""
     from tt_flux_kontext.pictures import upright
 
     with _opened(path) as picture:
+        # in a phone's MPO and a PSD the others are no pictures of their own
+        if getattr(picture, "n_frames", 1) > 1 and picture.format not in ("MPO", "PSD"):
+            logger.warning(f"{path}: the first of its {picture.n_frames} pictures is used.")
         picture.load()
         return upright(picture, str(path))
 
@@ -100,13 +98,16 @@ def writable(name: str) -> Path:
     return path
 
 
-def result_names(out: str, pictures: Iterable[Path | None], seeds: Sequence[int]) -> str:
+def result_names(out: str, pictures: Sequence[Path | None], seeds: Sequence[int], folders: Iterable[Path] = ()) -> str:
     """The name that all results have, with {name} of the picture and {seed} where they differ in these.
 
-    `out`: as it was given; what has no suffix is a folder. Raises `UsageError` for results that would be one file, a
-    picture that is to be edited, or in a folder of those.
+    Args:
+        out: as it was given; what has no suffix is a folder.
+        folders: that pictures are taken from.
+
+    Raises `UsageError` for results that would be one file, a picture that is to be edited, or in one of the folders,
+    whose results would be edited the next time.
     """
-    pictures = list(pictures)
     path = Path(out)
     if not path.suffix or path.is_dir():
         path = path / "{name}.png"
@@ -117,17 +118,21 @@ def result_names(out: str, pictures: Iterable[Path | None], seeds: Sequence[int]
         writable(str(path))
     except ValueError as error:
         raise UsageError(f"--out {error}".rstrip(".")) from error
+    edited = {picture.resolve() for picture in pictures if picture}
+    taken = {folder.resolve() for folder in folders}
     results = {}
-    for picture in pictures:
-        result = result_name(str(path), picture, seeds[0])
+    for picture, seed in product(pictures, seeds):
+        result = result_name(str(path), picture, seed)
         if result in results:
             raise UsageError(f"{results[result]} and {picture} would both be edited to {result}")
+        if result.resolve() in edited:
+            raise UsageError(f"--out would write over {result}, which is to be edited")
+        if result.parent.resolve() in taken:
+            raise UsageError(f"--out would put {result} into a folder that is edited: name another one")
         results[result] = picture
-    if same := results.keys() & set(pictures):
-        raise UsageError(f"--out would write over {same.pop()}, which is to be edited")
     return str(path)
 
 
 def result_name(name: str, picture: Path | None, seed: int) -> Path:
-    stem = picture.stem if picture else "generated"
-    return Path(name.replace("{name}", stem).replace("{seed}", str(seed)))
+    values = {"name": picture.stem if picture else "generated", "seed": str(seed)}
+    return Path(_FIELD.sub(lambda field: values[field[1]], name))

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loguru import logger
 from tqdm import tqdm
 
-from tt_flux_kontext.cli.files import picture_size, result_name
+from tt_flux_kontext.cli.files import read_picture, result_name
 from tt_flux_kontext.cli.loading import MULTIPLE
 from tt_flux_kontext.cli.options import Edge, Options
 from tt_flux_kontext.cli.usage import DONE, FAILED, in_options
@@ -18,29 +19,40 @@ from tt_flux_kontext.parameters import File, Parameters
 
 @dataclass(frozen=True)
 class Job:
-    """A result to make. `picture`: to edit; None for one from text."""
+    """A result to make.
+
+    Attributes:
+        picture: to edit; None for one from text.
+        metadata: whether its parameters are to be beside it too.
+    """
 
     picture: Path | None
     out: Path
     parameters: Parameters
+    metadata: bool = False
 
     def is_there(self, credentials: Credentials | None) -> bool:
-        """Whether it has been made before, and signed if it is to be.
+        """Whether all of it has been made before, and signed if it is to be.
 
-        Raises `ValueError` where something else has its name.
+        Raises `ValueError` where something else has a name of its.
         """
-        if not self.out.exists():
+        files = [self.out, self.out.with_suffix(".json")] if self.metadata else [self.out]
+        there = all([self._is_in(file) for file in files])  # a list: each of them is looked at
+        if there and credentials and not credentials.has_signed(self.out):
+            raise ValueError(f"{self.out} is there, not signed: --overwrite, or another --out")
+        return there
+
+    def _is_in(self, file: Path) -> bool:
+        if not file.exists():
             return False
         try:
-            made = read_parameters(self.out)
+            made = read_parameters(file)
         except ValueError as error:
-            raise ValueError(f"{self.out} is there, and not by this program: --overwrite, or another --out") from error
+            raise ValueError(f"{file} is there, and not by this program: --overwrite, or another --out") from error
         if self.parameters.precision is None:
             made = replace(made, precision=None)
         if made != self.parameters:
-            raise ValueError(f"{self.out} is there, made with other parameters: --overwrite, or another --out")
-        if credentials and not credentials.has_signed(self.out):
-            raise ValueError(f"{self.out} is there, not signed: --overwrite, or another --out")
+            raise ValueError(f"{file} is there, made with other parameters: --overwrite, or another --out")
         return True
 
 
@@ -75,6 +87,8 @@ def jobs_of(options: Options, report: Report) -> Iterator[Job]:
             try:
                 job = _job(options, picture, seed)
                 if not options.overwrite and job.is_there(options.credentials):
+                    if options.stepwise and not report.there:
+                        logger.warning("--stepwise writes nothing of results that are there; with --overwrite it does.")
                     report.there += 1
                     continue
             except (OSError, ValueError) as error:
@@ -86,27 +100,37 @@ def jobs_of(options: Options, report: Report) -> Iterator[Job]:
 def _job(options: Options, picture: Path | None, seed: int) -> Job:
     prompt = options.parameters.prompt
     if options.prompt_file:
-        prompt = options.prompt_file.read_text(encoding="utf-8").strip()
-        if not prompt:
-            raise ValueError(f"{options.prompt_file} is empty")
-    width, height = _pixels(options.size, picture_size(picture) if picture else (1, 1))
+        prompt = _prompt_in(options.prompt_file)
+    width, height = _pixels(options.size, picture)
     image = File.of(picture) if picture else None
     parameters = replace(options.parameters, prompt=prompt, image=image, seed=seed, width=width, height=height)
-    return Job(picture, result_name(options.out, picture, seed), parameters)
+    return Job(picture, result_name(options.out, picture, seed), parameters, options.metadata)
 
 
-def _pixels(size: tuple[Edge, Edge], picture: tuple[int, int]) -> tuple[int, int] | tuple[None, None]:
-    """(width, height) of a result; None where the pipeline chooses. `picture`: (width, height)."""
+def _prompt_in(file: Path) -> str:
+    """Of a text file in UTF-8, with or without a byte order mark."""
+    try:
+        prompt = file.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8") from error
+    if not prompt:
+        raise ValueError(f"{file} is empty")
+    return prompt
+
+
+def _pixels(size: tuple[Edge, Edge], picture: Path | None) -> tuple[int, int] | tuple[None, None]:
+    """(width, height) of a result; None where the pipeline chooses."""
     if size == ("auto", "auto"):
         return None, None
-    exact = [edge * own if isinstance(edge, float) else edge for edge, own in zip(size, picture)]
+    own = read_picture(picture).size if picture else (1, 1)
+    exact = [edge * pixels if isinstance(edge, float) else edge for edge, pixels in zip(size, own)]
     width, height = exact
     if width == "auto":
-        width = height * picture[0] / picture[1]
+        width = height * own[0] / own[1]
     if height == "auto":
-        height = width * picture[1] / picture[0]
+        height = width * own[1] / own[0]
     return _whole_tokens(width), _whole_tokens(height)
 
 
 def _whole_tokens(edge: float) -> int:
-    return max(1, int(edge) // MULTIPLE) * MULTIPLE
+    return max(1, round(edge) // MULTIPLE) * MULTIPLE  # 1.15 times 1600 is a little under 1840
