@@ -51,7 +51,9 @@ def test_choices_are_the_packages():
 def folder(tmp_path, monkeypatch) -> Path:
     """The current one, with a picture, a folder of none and one of two."""
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (32, 32)).save("photo.jpg")
+    for name in ("photo", "b", "a", "a1"):
+        Image.new("RGB", (32, 32)).save(f"{name}.jpg")
+    Path("p.png").symlink_to("photo.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "pictures").mkdir()
     for name in ("a.png", "a.jpg"):
@@ -85,9 +87,34 @@ WRONG = [
     ([*EDIT, "--width", "8"], "--width: pixels from 16 on, auto, or times the picture's such as 2x, not '8'", None),
     ([*EDIT, "--split", "4x2"], "--split: two numbers of chips, such as 4,2, not '4x2'", None),
     ([*EDIT, "--stepwise", "steps", "0"], "--stepwise takes a FOLDER and a number of steps, not 'steps 0'", None),
+    ([*EDIT, "--stepwise", "steps", "28"], "of 28 there are none", None),
+    (
+        [*EDIT, "--steps", "4", "--mask", "photo.jpg", "--strength", "0.5", "--stepwise", "steps"],
+        "of 2 there are",
+        None,
+    ),
+    ([*EDIT, "--stepwise", "photo.jpg"], "--stepwise photo.jpg/step.png: no file of that name can be written", None),
+    (
+        ["edit", "photo.jpg", "b.jpg", "--prompt", "a", "--stepwise", "steps", "--out", "{name}/a.png"],
+        "folders",
+        None,
+    ),
+    ([*EDIT, "--config", "folder"], "--config goes with --weights that are a .safetensors or .gguf file", None),
     ([*EDIT, "--out", "a.txt"], "--out a.txt: the name must end in .png, .jpg, .jpeg or .webp", None),
     ([*EDIT, "--out", "photo.jpg/a.png"], "no file of that name can be written", None),
     ([*EDIT, "--out", "{name}.jpg"], "--out would write over photo.jpg", None),
+    ([*EDIT, "--out", "p.png"], "--out would write over p.png", None),
+    (["edit", "p.png", "--prompt", "a", "--out", "photo.jpg"], "--out would write over photo.jpg", None),
+    (
+        ["edit", "a.jpg", "a1.jpg", "--prompt", "a", "--seed", "11", "1", "--out", "{name}{seed}.png"],
+        "a.jpg and a1.jpg would both be edited to a11.png",
+        None,
+    ),
+    (
+        ["edit", "pictures/..", "--prompt", "a", "--out", "{name}_a.png"],
+        "a_a.png into a folder that is edited",
+        None,
+    ),
     (["edit", "pictures", "--prompt", "a"], "a.jpg and pictures/a.png would both be edited to", None),
     ([*EDIT, "--config-from", "photo.jpg"], "photo.jpg: it has no parameters of tt_flux_kontext in it", None),
     (["generate", "--prompt", "a", "--width", "2x"], "--width and --height in x are of a picture", None),

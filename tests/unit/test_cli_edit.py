@@ -324,7 +324,7 @@ def test_previews_are_where_the_way_leads(tmp_path):
         torch.testing.assert_close(latents, picture)
 
 
-def test_stepwise(run, pipe):
+def test_stepwise(run, pipe, capsys):
     """The step before the last one leads nearly to the result, and nothing changes that."""
     steps = ["--steps", "6", "--stepwise", "steps", "2"]
     words = ["in/0.png", "--prompt", "a", "--width", "32", "--height", "32", "--max-sequence-length", "32"]
@@ -338,6 +338,8 @@ def test_stepwise(run, pipe):
         **(SIZE | SHORT | {"num_inference_steps": 6}),
     ).images[0]
     assert same("s.png", result)
+    assert main(["edit", "--config-from", "s.png", *steps, "--out", "s.png"]) == 0
+    assert "--stepwise writes nothing of results that are there" in capsys.readouterr().err
 
 
 def interrupt_after(monkeypatch, complete: int) -> None:

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from tt_flux_kontext import FluxKontextPipeline
 
 KONTEXT_DEV = "black-forest-labs/FLUX.1-Kontext-dev"
-SINGLE_FILES = (".safetensors", ".gguf")
 MULTIPLE = 16  # pixels along the edge of a token
+
+
+def in_a_file(weights: str) -> bool:
+    """Whether these are of the transformer in a file, and not a folder or hub id."""
+    return weights.lower().endswith((".safetensors", ".gguf"))
 
 
 def load_pipeline(parameters: Parameters, device) -> "FluxKontextPipeline":
@@ -23,7 +27,7 @@ def load_pipeline(parameters: Parameters, device) -> "FluxKontextPipeline":
     from tt_flux_kontext import FluxKontextPipeline
 
     how = {"device": device, "precision": parameters.precision, "split": parameters.split}
-    if parameters.weights.endswith(SINGLE_FILES):
+    if in_a_file(parameters.weights):
         config = parameters.config or KONTEXT_DEV
         pipe = FluxKontextPipeline.from_single_file(parameters.weights, config=config, **how)
     else:

@@ -5,11 +5,14 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 
+from loguru import logger
+
 from tt_flux_kontext.backend import DEVICES, choose
-from tt_flux_kontext.cli.files import existing, pictures_of, result_names
-from tt_flux_kontext.cli.loading import KONTEXT_DEV
+from tt_flux_kontext.cli.files import existing, pictures_of, result_name, result_names, writable
+from tt_flux_kontext.cli.loading import KONTEXT_DEV, MULTIPLE, in_a_file
 from tt_flux_kontext.cli.replay import recorded_options
 from tt_flux_kontext.cli.usage import UsageError, finite, split, whole
 from tt_flux_kontext.credentials import Credentials
@@ -148,6 +151,14 @@ def options_of(arguments: argparse.Namespace, command: argparse.ArgumentParser) 
     size = given.get("width", "auto"), given.get("height", "auto")
     if not edits and any(isinstance(edge, float) for edge in size):
         raise UsageError("--width and --height in x are of a picture, which there isn't: give pixels")
+    for name, edge in zip(("width", "height"), size):
+        if isinstance(edge, int) and edge % MULTIPLE:
+            whole_tokens = edge // MULTIPLE * MULTIPLE
+            logger.warning(f"--{name} {edge} becomes {whole_tokens}: edges are multiples of {MULTIPLE} pixels.")
+    if "config" in given and not in_a_file(given.get("weights", KONTEXT_DEV)):
+        if arguments.config:
+            raise UsageError("--config goes with --weights that are a .safetensors or .gguf file")
+        del given["config"]
     seeds = tuple(dict.fromkeys(given.get("seed", [0])))
     if "auto_seeds" in given:
         seeds = tuple(secrets.randbelow(SEEDS) for _ in range(given["auto_seeds"]))
@@ -165,16 +176,22 @@ def options_of(arguments: argparse.Namespace, command: argparse.ArgumentParser) 
         }
     )
     choose(parameters.device.partition(":")[0])
+    folders = [path for path in map(Path, given.get("pictures", ())) if path.is_dir()]
+    out = result_names(given.get("out", arguments.default_out), pictures, seeds, folders)
+    stepwise = None
+    if "stepwise" in given:
+        names = [result_name(out, picture, seed).stem for picture, seed in product(pictures, seeds)]
+        stepwise = _stepwise(given["stepwise"], math.ceil(parameters.steps * parameters.strength), names)
     return Options(
         parameters=parameters,
         pictures=tuple(pictures),
         size=size,
         seeds=seeds,
         prompt_file=prompt_file,
-        out=result_names(given.get("out", arguments.default_out), pictures, seeds),
+        out=out,
         metadata=arguments.metadata,
         overwrite=arguments.overwrite,
-        stepwise=_stepwise(given["stepwise"]) if "stepwise" in given else None,
+        stepwise=stepwise,
         credentials=read_credentials(arguments),
     )
 
@@ -201,12 +218,28 @@ def read_credentials(arguments: argparse.Namespace) -> Credentials | None:
     return Credentials(existing(certificate, "--c2pa-certificate"), existing(key, "--c2pa-key"))
 
 
-def _stepwise(words: Sequence[str]) -> tuple[Path, int]:
+def _stepwise(words: Sequence[str], steps: int, names: Sequence[str]) -> tuple[Path, int]:
+    """Of the option's FOLDER and N. Raises `UsageError`.
+
+    Args:
+        steps: of each edit.
+        names: of the results, which previews begin with.
+    """
     folder, *numbers = words
     try:
         (every,) = map(whole(1), numbers or ["1"])
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise UsageError(f"--stepwise takes a FOLDER and a number of steps, not '{' '.join(words)}'") from error
+    if max(every, 2) >= steps:
+        raise UsageError(
+            f"--stepwise shows steps from the second one on and before the last: of {steps} there are none"
+        )
+    if len(set(names)) < len(names):
+        raise UsageError("--stepwise takes results that differ in more than their folders: it has one for all")
+    try:
+        writable(str(Path(folder) / "step.png"))
+    except ValueError as error:
+        raise UsageError(f"--stepwise {error}".rstrip(".")) from error
     return Path(folder), every
 
 
