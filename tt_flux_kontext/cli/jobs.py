@@ -122,7 +122,8 @@ def _pixels(size: tuple[Edge, Edge], picture: Path | None) -> tuple[int, int] | 
     """(width, height) of a result; None where the pipeline chooses."""
     if size == ("auto", "auto"):
         return None, None
-    own = read_picture(picture).size if picture else (1, 1)
+    known = picture is None or all(isinstance(edge, int) for edge in size)
+    own = (1, 1) if known else read_picture(picture).size
     exact = [edge * pixels if isinstance(edge, float) else edge for edge, pixels in zip(size, own)]
     width, height = exact
     if width == "auto":
