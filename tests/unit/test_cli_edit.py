@@ -1,5 +1,6 @@
 """`edit` and `generate`: results are those of the pipeline's calls, made once, made again, and never lost."""
 
+import json
 import re
 import signal
 import subprocess
@@ -174,6 +175,24 @@ def test_signed_results(run, folder, capsys):
     assert run(*command, *signing) == 0 and "1 there already" in capsys.readouterr().err
     assert main(["edit", "--config-from", "o.jpg", "--out", "again.jpg"]) == 0
     assert Path("again.jpg").read_bytes() == plain
+
+
+def test_names_like_options(run):
+    for name, source in (("-0.png", "in/0.png"), ("-1.png", "in/1.png"), ("--mask", "mask.png")):
+        Path(name).write_bytes(Path(source).read_bytes())
+    words = ["--mask=--mask", "--reference=-1.png", "--reference=in/2.png", "--prompt", "a", "--out", "o.png"]
+    assert run("edit", "./-0.png", *words) == 0
+    assert main(["edit", "--config-from", "o.png", "--out", "again.png"]) == 0
+    assert same("again.png", Image.open("o.png")) and read_parameters("again.png") == read_parameters("o.png")
+
+
+@pytest.mark.parametrize("split", [[4], [4, 2, 1]])
+def test_a_split_that_is_none(folder, capsys, split):
+    made = {"prompt": "a", "weights": "b", "device": "emulated", "split": split}
+    Path("made.json").write_text(json.dumps(made))
+    assert main(["info", "made.json"]) == 0
+    assert main(["generate", "--config-from", "made.json"]) == 2
+    assert "--split: two numbers of chips" in capsys.readouterr().err
 
 
 def test_pictures_that_changed_are_not_made_again(run, capsys):

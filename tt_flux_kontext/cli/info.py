@@ -39,7 +39,7 @@ def _for_people(made: Parameters) -> str:
         "adapters": ", ".join(f"{lora.file.path} {lora.scale:g}" for lora in made.loras) or None,
         "precision": made.precision,
         "device": made.device,
-        "split": made.split and "{}, {}".format(*made.split),
+        "split": made.split and ", ".join(map(str, made.split)),
         "made by": made.software,
     }
     return "\n".join(f"{name:<18}{value}" for name, value in lines.items() if value is not None)

@@ -63,13 +63,11 @@ def _words_of(parameters: Parameters) -> list[str]:
         "config": parameters.config,
         "precision": parameters.precision,
         "device": parameters.device,
-        "split": parameters.split and "{},{}".format(*parameters.split),
+        "split": parameters.split and ",".join(map(str, parameters.split)),
     }
-    words = [parameters.image.path] if parameters.image else []
-    words += [f"--{name}={value}" for name, value in named.items() if value is not None]
-    for name, files in (("--mask", parameters.masks), ("--reference", parameters.references)):
-        for file in files:
-            words += [name, file.path]
+    words = [f"--{name}={value}" for name, value in named.items() if value is not None]
+    for name, files in (("mask", parameters.masks), ("reference", parameters.references)):
+        words += [f"--{name}={file.path}" for file in files]
     for lora in parameters.loras:
         words += ["--lora", lora.file.path, str(lora.scale)]
-    return words
+    return [*words, "--", parameters.image.path] if parameters.image else words
