@@ -38,7 +38,7 @@ class Job:
         """
         files = [self.out, self.out.with_suffix(".json")] if self.metadata else [self.out]
         there = all([self._is_in(file) for file in files])  # a list: each of them is looked at
-        if there and credentials and not credentials.has_signed(self.out):
+        if credentials and self.out.exists() and not credentials.has_signed(self.out):
             raise ValueError(f"{self.out} is there, not signed: --overwrite, or another --out")
         return there
 

@@ -180,8 +180,8 @@ def options_of(arguments: argparse.Namespace, command: argparse.ArgumentParser) 
     out = result_names(given.get("out", arguments.default_out), pictures, seeds, folders)
     stepwise = None
     if "stepwise" in given:
-        names = [result_name(out, picture, seed).stem for picture, seed in product(pictures, seeds)]
-        stepwise = _stepwise(given["stepwise"], math.ceil(parameters.steps * parameters.strength), names)
+        stems = [result_name(out, picture, seed).stem for picture, seed in product(pictures, seeds)]
+        stepwise = _stepwise(given["stepwise"], math.ceil(parameters.steps * parameters.strength), stems)
     return Options(
         parameters=parameters,
         pictures=tuple(pictures),
