@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tt_flux_kontext import program_configs
 from tt_flux_kontext.backend import ttnn
 
 
@@ -248,16 +249,8 @@ class Parallel:
         """Arguments of a matrix product that gathers its input along TP, of which each chip has `x` [1, 1, S, D]."""
         _, _, rows, width = x.shape
         grid, links = self.device.compute_with_storage_grid_size(), self.mesh.system.links
-        tiles = width // ttnn.TILE_SIZE
         return {
-            "config": ttnn.MinimalMatmulConfig(
-                M_block_size=8,
-                K_block_size=next(size for size in (8, 6, 4, 2) if tiles % size == 0),
-                N_block_size=8,
-                subblock_h=2,
-                subblock_w=2,
-                compute_with_storage_grid_size=ttnn.CoreCoord(grid.x, grid.y - 1),  # the last row serves the links
-            ),
+            "config": program_configs.gathered_product(self.device, width),
             "persistent_output_buffer": self.mesh.buffer("gathered", (1, 1, rows, self.tp * width), x.dtype),
             "multi_device_global_semaphore": self.mesh.semaphores("product", self.tp_axis),
             "num_links": links,

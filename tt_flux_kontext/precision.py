@@ -25,21 +25,6 @@ class Precision:
         """For norms: they wait for memory, so that full products cost nothing."""
         return _kernel_config(device, max(self.math_fidelity, FULL.math_fidelity))
 
-    def attention_config(self, device: "ttnn.MeshDevice", head_dim: int = 128, spare_rows: int = 0):
-        """For scaled dot-product attention: chunks of queries and keys that fit a Wormhole core's L1.
-
-        `spare_rows`: of cores, that it leaves to others. Without a program config TT-NN takes an approximate
-        exponential, 2 % off.
-        """
-        grid = device.compute_with_storage_grid_size()
-        fitting = max(2**16 // head_dim // 32, 1) * 32
-        return ttnn.SDPAProgramConfig(
-            compute_with_storage_grid_size=ttnn.CoreCoord(grid.x, grid.y - spare_rows),
-            q_chunk_size=min(max(fitting // 64, 1) * 32, 128),
-            k_chunk_size=min(fitting, 512),
-            exp_approx_mode=False,
-        )
-
 
 def _kernel_config(device: "ttnn.MeshDevice", math_fidelity: str):
     """Sums are kept in float32."""

@@ -4,7 +4,7 @@ Of `models/tt_dit/models/transformers/transformer_flux1.py` and the blocks under
 1024 x 1024 from text, bfloat16, HiFi2. TP splits features and heads; SP splits the image, and every chip has all text.
 """
 
-from tt_flux_kontext.planner.operations import RING_ATTENTION, Operation, Place
+from tt_flux_kontext.planner.operations import JOINT_ATTENTION, RING_ATTENTION, Operation, Place
 
 DIM, HEADS, HEAD, HIDDEN = 3072, 24, 128, 4 * 3072
 TEXT, IMAGE = 512, 4096  # tokens
@@ -61,7 +61,7 @@ def step(sp: int, tp: int) -> list[Operation]:
         if sp > 1:
             run(RING_ATTENTION, [image] * 3 + [text] * 3 + gathered, [image, text])
         else:
-            run("JointSDPADeviceOperation", [image] * 3 + [text] * 3, [image, text])
+            done.append(joint_attention(HEADS // tp, *streams))
         for part, rows in zip((image, text), streams):
             run("NLPConcatHeadsDeviceOperation", [part], [_place(rows, width)])
 
@@ -99,6 +99,12 @@ def step(sp: int, tp: int) -> list[Operation]:
             scatter(rows)
             add_gated(rows)
     return done
+
+
+def joint_attention(heads: int, image: int, text: int) -> Operation:
+    """Over so many rows of image and text on one chip, in heads of 128."""
+    places = _place(1, heads, image, HEAD), _place(1, heads, text, HEAD)
+    return Operation(JOINT_ATTENTION, "", (places[0],) * 3 + (places[1],) * 3, places, "HiFi2")
 
 
 def _place(*shape: int) -> Place:

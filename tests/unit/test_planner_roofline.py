@@ -52,6 +52,27 @@ def test_attention_hides_the_shorter_of_arithmetic_and_transfer():
     assert slow.communication == pytest.approx(slow.seconds - arithmetic)
 
 
+def attention(rows: int, heads: int = 24, name: str = "SDPAOperation", sequences: int = 1):
+    return operation(name, [place(1, heads, rows, 128)] * 3 * sequences, [place(1, heads, rows, 128)] * sequences)
+
+
+@pytest.mark.parametrize(
+    "found,rounds",
+    [
+        (attention(rows=512), 2),  # 96 chunks of queries for 64 cores
+        (attention(rows=1024), 3),
+        (attention(rows=512, name="JointSDPADeviceOperation", sequences=2), 4),  # 8 chunks for a head's two cores
+    ],
+)
+def test_cores_attend_with_chunks_of_queries(found, rounds):
+    keys = sum(key.shape[2] for key in found.keys)
+    arithmetic = rounds * 128 * 4 * 128 * keys / (PEAK / 64 * 0.4)
+    assert time([found], replace(ALONE, bandwidth=1e15)).seconds == pytest.approx(5e-6 + arithmetic)
+    once, again = found.dram_bytes, (rounds - 1) * 2 * 24 * keys * 128 * 2
+    slow_memory = replace(ALONE, bandwidth=1e9)
+    assert time([found], slow_memory).seconds == pytest.approx(5e-6 + (once + again) / (1e9 * 0.7))
+
+
 @pytest.mark.parametrize(
     "rows,columns,lost",
     [

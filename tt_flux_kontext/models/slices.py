@@ -10,9 +10,8 @@ import math
 from typing import NamedTuple
 
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.program_configs import L1_ROOM
 
-# Bytes of a core's L1. TT-NN has 1.36 MB of it for a convolution, on all chips, and some go to what isn't counted here.
-_ROOM = 1_300_000
 _TILE = 32
 _BF16_TILE, _FLOAT32_TILE = 2 * _TILE**2, 4 * _TILE**2  # bytes
 _CHANNELS = 8  # that are not parted: 16 bytes
@@ -87,16 +86,16 @@ class _Core:
         windows = math.ceil(lines * ((width - 1) * stride + kernel)) * self.position
         cut_out = rows * _TILE * stride**2 * self.position  # of DRAM, which windows are made from
         output = rows * self.outputs * _BF16_TILE
-        if cut_out + windows > _ROOM or not self.conv.tiled and not self._fits_twice(output, windows):
+        if cut_out + windows > L1_ROOM or not self.conv.tiled and not self._fits_twice(output, windows):
             return 0
         weights = self.window * self.outputs * (1 if self.by_channels else kernel) * _BF16_TILE
         of_row = 2 * self.window * _BF16_TILE + self.outputs * _FLOAT32_TILE  # gathered, then in tiles; sums
-        return max(_ROOM - windows - output - weights, 0) // of_row
+        return max(L1_ROOM - windows - output - weights, 0) // of_row
 
     @staticmethod
     def _fits_twice(output: int, windows: int) -> bool:
         """Whether an output in tiles has room beside it for one that isn't: where windows were, or beyond those."""
-        return output <= windows or windows + 2 * output <= _ROOM
+        return output <= windows or windows + 2 * output <= L1_ROOM
 
     def time(self, rows: int, blocks: int) -> float:
         """Microseconds for so many rows of tiles in so many blocks."""

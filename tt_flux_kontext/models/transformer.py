@@ -161,7 +161,7 @@ class DoubleBlock:
     def __init__(self, config: TransformerConfig, weights: Weights):
         self.image = _Stream(config, weights, _IMAGE_NAMES)
         self.context = _Stream(config, weights, _CONTEXT_NAMES)
-        self.attention = Attention(weights, config.attention_head_dim)
+        self.attention = Attention(weights)
 
     def __call__(
         self,
@@ -194,7 +194,7 @@ class SingleBlock(_Heads):
         self.out = Linear(
             weights, "proj_out", in_features=(dim, 4 * dim), out_features=dim, in_zeros=self.padding, split="rows"
         )
-        self.attention = Attention(weights, config.attention_head_dim)
+        self.attention = Attention(weights)
 
     def __call__(self, x: "ttnn.Tensor", positions: "Positions", modulation: Adaptive) -> "ttnn.Tensor":
         """x: [1, 1, T + I, D], context rows first."""

@@ -7,6 +7,7 @@ from typing import get_type_hints
 
 import torch
 
+from tt_flux_kontext import program_configs
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.checkpoint.files import check_fields
@@ -94,7 +95,7 @@ class AttentionBlock:
         self.norm = group_norm(config, weights, "group_norm", channels)
         self.qkv = Linear(weights, "to_q", "to_k", "to_v", in_features=channels, out_features=channels)
         self.out = Linear(weights, "to_out.0", in_features=channels, out_features=channels)
-        self.attention_config = weights.attention_config(channels)
+        self.device = weights.device
         self.compute_config = weights.compute_config
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
@@ -107,7 +108,7 @@ class AttentionBlock:
             x.rows.gather(key),
             x.rows.gather(value),
             is_causal=False,
-            program_config=self.attention_config,
+            program_config=program_configs.attention(self.device, query),
             compute_kernel_config=self.compute_config,
         )
         return add(x, x._replace(values=self.out(merge_heads(attention))))

@@ -189,10 +189,6 @@ class Weights:
         self.compute_config = precision.compute_config(self.device) if self.device else None
         self.norm_config = precision.norm_config(self.device) if self.device else None
 
-    def attention_config(self, head_dim: int, *, spare_rows: int = 0):
-        """Program config of scaled dot-product attention, that leaves so many rows of cores to others."""
-        return self.precision.attention_config(self.device, head_dim, spare_rows) if self.device else None
-
     def _place(
         self,
         names: Sequence[str],

@@ -9,10 +9,10 @@ from functools import cache
 
 TILE = 32  # rows and columns
 _TILE_BYTES = {"BFLOAT16": 2048, "FLOAT32": 4096, "BFLOAT8_B": 1088, "BFLOAT4_B": 576, "UINT32": 4096, "UINT8": 1024}
-RING_ATTENTION = "RingJointSDPADeviceOperation"
+RING_ATTENTION, JOINT_ATTENTION = "RingJointSDPADeviceOperation", "JointSDPADeviceOperation"
 GATHER_MATMUL, MATMUL_SCATTER = "AllGatherMinimalMatmulAsyncOp", "MinimalMatmulStridedReduceScatterAsync"
 _MATMULS = ("MatmulDeviceOperation", "MinimalMatmulDeviceOperation", GATHER_MATMUL, MATMUL_SCATTER)
-_ATTENTIONS = ("SDPAOperation", "JointSDPADeviceOperation", RING_ATTENTION)
+_ATTENTIONS = ("SDPAOperation", JOINT_ATTENTION, RING_ATTENTION)
 _NORM = "DitFusedDistributedRmsnormDeviceOperation"
 _GATHER, _BROADCAST = "AllGatherDeviceOperation", "AllBroadcastDeviceOperation"
 _HALO = "NeighborPadAsyncDeviceOperation"
@@ -81,7 +81,7 @@ class Operation:
             inner = self.inputs[1].shape[-2]
             return 2 * inner * sum(math.prod(out.shape) for out in self.products)
         if self.kind == "attention":
-            keys = sum(key.shape[2] for key in self._keys)
+            keys = sum(key.shape[2] for key in self.keys)
             return 4 * sum(math.prod(query.shape) for query in self.queries) * keys
         return 0
 
@@ -91,7 +91,7 @@ class Operation:
         return self._sequences[::3]
 
     @property
-    def _keys(self) -> tuple[Place, ...]:
+    def keys(self) -> tuple[Place, ...]:
         """Of attention: all that the queries meet. In ring attention those are the keys of all chips."""
         keys = self._sequences[1::3]
         if self.name != RING_ATTENTION:

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tt_flux_kontext.mesh import SYSTEMS, System
-from tt_flux_kontext.planner.operations import GATHER_MATMUL, MATMUL_SCATTER, RING_ATTENTION, TILE, Operation
+from tt_flux_kontext.planner.operations import (
+    GATHER_MATMUL,
+    JOINT_ATTENTION,
+    MATMUL_SCATTER,
+    RING_ATTENTION,
+    TILE,
+    Operation,
+)
+from tt_flux_kontext.program_configs import LEAST_QUERIES, attention_chunks, attention_rounds
 
 # Bytes a second of an Ethernet link, each way, as TT-NN's own model of its collectives has them (`ccl_common.cpp`). For
 # Blackhole that is half of the product pages' 400 Gb/s, "currently".
@@ -94,7 +102,6 @@ PCIE_EFFICIENCY = 0.80
 
 # Rows of cores that move data while the others multiply.
 MOVING_ROWS = {RING_ATTENTION: 1, GATHER_MATMUL: 1, MATMUL_SCATTER: 2}
-QUERY_CHUNK = 128  # rows of a head's queries that a core takes at a time
 
 
 @dataclass(frozen=True)
@@ -118,11 +125,13 @@ def _unet() -> float:
 
 
 # Stable Diffusion XL in Tenstorrent's tt-metal on an N150. Its VAE has the stages of Flux's, so that the modelled
-# times are those of this project's VAE as it is there, with HiFi2 and maps in bfloat16; a test derives them anew.
+# times are those of this project's VAE as it is there, with HiFi2 and maps in bfloat16; a test derives them anew. And
+# the attention of two sequences, 4096 and 333 rows of 24 heads, on a P100 (tt-metal pull request 56930).
 CALIBRATION = (
     Figure("SDXL UNet, 1024 x 1024", 0.190, _unet()),
     Figure("VAE encode, 1024 x 1024", 0.324, 0.305),
     Figure("VAE decode, 1024 x 1024", 0.663, 0.650),
+    Figure("joint attention", 2224e-6, 2367e-6),
 )
 
 # A step of FLUX.1 from text in tt-metal's tt_dit, 1024 x 1024, with the operations that it has there; a test derives
@@ -161,7 +170,8 @@ def time(operations: Sequence[Operation], chip: Chip) -> Time:
         if operation.flop:
             peak = chip.cores * chip.clock * FLOP_PER_CYCLE / PHASES[operation.fidelity]
             arithmetic = operation.flop / (peak * EFFICIENCY[operation.kind] * _busy(operation, chip))
-        work = max(arithmetic, operation.dram_bytes / (chip.bandwidth * DRAM_EFFICIENCY))
+        traffic = operation.dram_bytes + _read_again(operation, chip)
+        work = max(arithmetic, traffic / (chip.bandwidth * DRAM_EFFICIENCY))
         if operation.chips == 1:
             total += LAUNCH + work
             continue
@@ -177,31 +187,50 @@ def time(operations: Sequence[Operation], chip: Chip) -> Time:
 def _busy(operation: Operation, chip: Chip) -> float:
     """The share of the cores' work that counts, since each takes whole tiles, or chunks of queries.
 
-    On one chip that is a matter of a few percent, which the efficiencies include: they are of such work. The less a
-    chip of a mesh has to do, the more of its cores wait for the others.
+    Of a product on one chip that is a matter of a few percent, which the efficiency includes: it is of such work. The
+    less a chip of a mesh has to do, the more of its cores wait for the others.
     """
+    if operation.kind == "attention":
+        _, rows = _attention(operation, chip)
+        return sum(math.prod(query.shape[:3]) for query in operation.queries) / (rows * chip.cores)
     if chip.alone or operation.kind == "convolution":
         return 1.0
     rows, columns = chip.rows - MOVING_ROWS.get(operation.name, 0), chip.columns
-    if operation.kind == "attention":
-        heads = math.prod(operation.inputs[0].shape[:2])
-        lengths = [query.shape[2] for query in operation.queries]
-        chunks = heads * sum(math.ceil(length / QUERY_CHUNK) for length in lengths)
-        done, needed = math.ceil(chunks / (rows * columns)) * QUERY_CHUNK, heads * sum(lengths)
-    else:
-        grids = [(rows, columns), (columns, rows)]
-        if operation.name == "MatmulDeviceOperation":  # may deal out columns to all cores
-            grids.append((1, rows * columns))
-        height, width = operation.products[0].tiles[0], sum(out.tiles[1] for out in operation.products)
-        done = min(math.ceil(height / down) * math.ceil(width / across) for down, across in grids) * TILE**2
-        needed = sum(math.prod(out.shape) for out in operation.products)
-    return needed / (done * chip.cores)
+    grids = [(rows, columns), (columns, rows)]
+    if operation.name == "MatmulDeviceOperation":  # may deal out columns to all cores
+        grids.append((1, rows * columns))
+    height, width = operation.products[0].tiles[0], sum(out.tiles[1] for out in operation.products)
+    done = min(math.ceil(height / down) * math.ceil(width / across) for down, across in grids) * TILE**2
+    return sum(math.prod(out.shape) for out in operation.products) / (done * chip.cores)
+
+
+def _read_again(operation: Operation, chip: Chip) -> int:
+    """Bytes of keys and values that attention reads besides the first time.
+
+    The cores of a head pass them on to each other, and start again for each core's next chunk of queries.
+    """
+    if operation.kind != "attention":
+        return 0
+    rounds, _ = _attention(operation, chip)
+    return (rounds - 1) * 2 * sum(key.bytes for key in operation.keys)
+
+
+def _attention(operation: Operation, chip: Chip) -> tuple[int, int]:
+    """Chunks of queries of the core that has most, and the rows in whose time it is done with them."""
+    batch, heads, _, head_dim = operation.queries[0].shape
+    heads, lengths = batch * heads, [query.shape[2] for query in operation.queries]
+    cores = chip.columns * (chip.rows - MOVING_ROWS.get(operation.name, 0))
+    queries, _ = attention_chunks(head_dim, heads, lengths, cores)
+    if operation.name == JOINT_ATTENTION:  # gives each head as many cores as each can have
+        heads, cores = 1, cores // heads
+    rounds = attention_rounds(queries, heads, lengths, cores)
+    return rounds, rounds * max(queries, LEAST_QUERIES)
 
 
 def calibration(mesh: bool) -> str:
     """One line: how far the model is off public figures of one chip, and of meshes if it is about one."""
     line = (
-        "Times are modelled, not measured. The model against public figures of one N150, taken for HiFi2: "
+        "Times are modelled, not measured. The model against public figures of one chip, taken for HiFi2: "
         f"{_errors(CALIBRATION)}."
     )
     if mesh:

@@ -14,6 +14,16 @@ HEADS = 2  # where a vector's inputs don't tell
 TEXT_HEADS = 4
 
 
+def program(bench: Bench, queries=128, keys=512, approximate=False):
+    """By default the chunks that the vectors were made with."""
+    return ttnn.SDPAProgramConfig(
+        compute_with_storage_grid_size=bench.device.compute_with_storage_grid_size(),
+        q_chunk_size=queries,
+        k_chunk_size=keys,
+        exp_approx_mode=approximate,
+    )
+
+
 def attend(bench: Bench, q, k, v, precision, **program):
     return ttnn.transformer.scaled_dot_product_attention(
         q, k, v, is_causal=False, compute_kernel_config=precision.compute_config(bench.device), **program
@@ -30,8 +40,7 @@ def attend(bench: Bench, q, k, v, precision, **program):
     sdpa_1024keys={"precision": COMPACT},
 )
 def attention(bench: Bench, q, k, v, precision=EXACT):
-    program = precision.attention_config(bench.device)
-    out = attend(bench, *map(bench.put, (q, k, v)), precision, program_config=program)
+    out = attend(bench, *map(bench.put, (q, k, v)), precision, program_config=program(bench))
     yield out, F.scaled_dot_product_attention(q, k, v)
 
 
@@ -43,13 +52,8 @@ def attention_without_program(bench: Bench, q, k, v):
 
 @cases(HALF, sdpa_vae_exact_exp={"approximate": False}, sdpa_vae_approx_exp={"approximate": True})
 def attention_in_small_chunks(bench: Bench, q, k, v, approximate):
-    program = ttnn.SDPAProgramConfig(
-        compute_with_storage_grid_size=bench.device.compute_with_storage_grid_size(),
-        q_chunk_size=32,
-        k_chunk_size=32,
-        exp_approx_mode=approximate,
-    )
-    out = attend(bench, *map(bench.put, (q, k, v)), EXACT, program_config=program)
+    small = program(bench, 32, 32, approximate)
+    out = attend(bench, *map(bench.put, (q, k, v)), EXACT, program_config=small)
     yield out, F.scaled_dot_product_attention(q, k, v)
 
 
@@ -57,7 +61,7 @@ def attend_jointly(bench: Bench, tensors, precision):
     return ttnn.transformer.joint_scaled_dot_product_attention(
         *tensors,
         joint_strategy="rear",
-        program_config=precision.attention_config(bench.device),
+        program_config=program(bench),
         compute_kernel_config=precision.compute_config(bench.device),
     )
 
@@ -91,8 +95,7 @@ class Projected:
 @cases(HALF, sdpa_odd_garbage={})
 def attention_over_padding(bench: Bench, x, w, b):
     placed, qkv = Projected(bench, w, b)(x, HEADS)
-    program = EXACT.attention_config(bench.device)
-    out = attend(bench, *split_heads(placed, HEADS), EXACT, program_config=program)
+    out = attend(bench, *split_heads(placed, HEADS), EXACT, program_config=program(bench))
     yield out, F.scaled_dot_product_attention(*qkv)
 
 
