@@ -117,8 +117,8 @@ def read_call(
     Args:
         image: PIL image, numpy array [(B,) H, W, 3] or tensor [(B,) 3, H, W], of floats from 0 to 1 or of uint8, a
             list of one kind, latents [B, C, h, w], or packed latents of an earlier edit with the `height` and
-            `width` that it had. A picture is turned upright by its EXIF tag and brought to the trained size
-            nearest in aspect ratio.
+            `width` that it had. A picture is turned upright by its EXIF tag, its colours to sRGB by its profile, and
+            it is brought to the trained size nearest in aspect ratio.
         prompt: for both text encoders, or with `prompt_2` for CLIP alone.
         prompt_2: for T5; empty, it is `prompt`.
         negative_prompt, negative_prompt_2: what to avoid; used when `true_cfg_scale` is above 1.

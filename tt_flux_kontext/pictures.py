@@ -1,15 +1,22 @@
 """Pictures to edit, as people have them, brought to what the VAE takes."""
 
+import io
+
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import PIL.ImageOps
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from loguru import logger
 
 KINDS = (PIL.Image.Image, np.ndarray, torch.Tensor)
 _FULL = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": None, "F": None}
 """What white is in modes of more than 8 bits. `I` and `F` have no fixed range."""
 _RANGES = (255, 65535, 2**31 - 1)
+_GREY = ("1", "L", "LA", "La")
+_PROFILED = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}
+"""By a profile's colour space, the mode of pictures that it describes."""
 
 Pictures = list[PIL.Image.Image] | torch.Tensor
 """RGB pictures; or float32 pictures [B, 3, H, W], or latents [B, C, h, w]."""
@@ -123,8 +130,11 @@ def float_tensor(tensor, name: str) -> torch.Tensor:
 
 
 def to_rgb(picture: PIL.Image.Image, background="white", name: str = "image") -> PIL.Image.Image:
-    """A picture upright (EXIF), in 8 bits a channel, without transparency. Raises `ValueError` for one of no pixels."""
-    picture = upright(picture, name)
+    """A picture upright (EXIF), in sRGB (ICC) of 8 bits a channel, without transparency.
+
+    Raises `ValueError` for one of no pixels.
+    """
+    picture = _in_srgb(upright(picture, name), name)
     if picture.has_transparency_data:
         if picture.mode == "La":  # has no other way to RGBA
             picture = picture.convert("LA")
@@ -139,6 +149,28 @@ def upright(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
         raise ValueError(f"`{name}` is a picture of {picture.width} x {picture.height} pixels: there is nothing in it.")
     picture = PIL.ImageOps.exif_transpose(picture)
     return _to_eight_bits(picture, name) if picture.mode in _FULL else picture
+
+
+def _in_srgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """With the colours that its profile gives it, such as those of a phone's Display P3."""
+    stored = picture.info.get("icc_profile")
+    if not stored:
+        return picture
+    try:
+        profile = PIL.ImageCms.ImageCmsProfile(io.BytesIO(stored))
+        if "sRGB" in PIL.ImageCms.getProfileDescription(profile):
+            return picture
+        mode = _PROFILED.get(space := profile.profile.xcolor_space.strip())
+        if mode is None or (mode == "CMYK") != (picture.mode == "CMYK") or mode == "L" and picture.mode not in _GREY:
+            raise ValueError(f"it is of {space}, and the picture of mode {picture.mode}")
+        srgb = PIL.ImageCms.createProfile("sRGB")
+        result = PIL.ImageCms.profileToProfile(picture.convert(mode), profile, srgb, outputMode="RGB")
+    except (PIL.ImageCms.PyCMSError, OSError, ValueError) as error:
+        logger.warning(f"`{name}`: its colour profile can't be used ({error}), and its colours are taken for sRGB.")
+        return picture
+    if picture.has_transparency_data:
+        result.putalpha(picture.convert("LA" if picture.mode == "La" else "RGBA").getchannel("A"))
+    return result
 
 
 def _to_eight_bits(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:

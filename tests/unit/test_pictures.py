@@ -1,13 +1,15 @@
 """Pictures as people have them: what the model gets of each is the 8-bit RGB picture that was meant."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from loguru import logger
+from PIL import Image, ImageCms, ImageOps
 
 from tt_flux_kontext.pictures import read_pictures, to_rgb
 
@@ -37,6 +39,85 @@ def test_exif_orientation(orientation):
     if orientation in undo:
         upright = PICTURE.transpose(undo[orientation])
     assert same(to_rgb(phone), upright)
+
+
+# XYZ (D50) of the primaries, as the profiles of Display P3 and of sRGB have them.
+P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+GAMMA = 2.2
+
+
+def profile(space: bytes = b"RGB ", name: bytes = b"wide") -> bytes:
+    """An ICC profile of version 2: P3's primaries, or grey, and a gamma."""
+
+    def xyz(values) -> bytes:
+        return struct.pack(">4s4x3i", b"XYZ ", *(round(65536 * value) for value in values))
+
+    curve = struct.pack(">4s4xIHxx", b"curv", 1, round(256 * GAMMA))
+    tags = {
+        b"desc": struct.pack(">4s4xI", b"desc", len(name) + 1) + name + bytes(79),
+        b"wtpt": xyz((0.9642, 1.0, 0.8249)),
+        b"cprt": b"text" + bytes(8),
+    }
+    if space == b"GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        tags |= {primary + b"XYZ": xyz(column) for primary, column in zip((b"r", b"g", b"b"), P3.T)}
+        tags |= {primary + b"TRC": curve for primary in (b"r", b"g", b"b")}
+    table, body = struct.pack(">I", len(tags)), b""
+    for tag, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += struct.pack(">4sII", tag, 132 + 12 * len(tags) + len(body), len(content))
+        body += content
+    size = 128 + len(table) + len(body)
+    head = struct.pack(">I4xI4s4s4s", size, 0x02400000, b"mntr", space, b"XYZ ").ljust(36, b"\0") + b"acsp"
+    return head.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061) + bytes(48) + table + body
+
+
+def from_p3(pixels: np.ndarray) -> np.ndarray:
+    """To sRGB, by the definitions."""
+    linear = (pixels / 255) ** GAMMA @ P3.T @ np.linalg.inv(SRGB).T
+    return 255 * np.where(linear < 0.0031308, 12.92 * linear, 1.055 * np.abs(linear) ** (1 / 2.4) - 0.055).clip(0, 1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_colours_of_a_phone(kind):
+    pixels = np.stack(np.meshgrid(*3 * [np.arange(64, 193, 32)], indexing="ij"), -1).reshape(5, 25, 3).astype(np.uint8)
+    plain = Image.fromarray(np.repeat(np.repeat(pixels, 8, 0), 8, 1))
+    how = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    phone = saved(plain, kind, icc_profile=profile(), **how)
+    rgb = to_rgb(phone)
+    assert np.abs(np.asarray(rgb) - from_p3(np.asarray(phone))).max() <= 1
+    assert np.abs(np.asarray(rgb).astype(int) - np.asarray(plain)).max() > 8
+    assert same(to_rgb(rgb), rgb)  # once
+
+
+def test_profiles_and_transparency():
+    alpha = Image.fromarray(np.full((6, 9), 128, dtype=np.uint8))
+    half = PICTURE.copy()
+    half.putalpha(alpha)
+    opaque = to_rgb(saved(PICTURE, "PNG", icc_profile=profile()))
+    wanted = np.asarray(opaque) * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(np.asarray(to_rgb(saved(half, "PNG", icc_profile=profile()))) - wanted).max() <= 1
+    grey = to_rgb(saved(GREY, "PNG", icc_profile=profile(b"GRAY")))
+    assert np.ptp(np.asarray(grey), axis=2).max() <= 1 and not same(grey, GREY.convert("RGB"))
+
+
+def test_profiles_of_srgb_change_nothing():
+    for stored in (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), profile(name=b"my sRGB")):
+        assert same(to_rgb(saved(PICTURE, "PNG", icc_profile=stored)), PICTURE)
+
+
+@pytest.mark.parametrize(
+    "stored,says", [(b"garbage", "can't be used"), (profile(b"GRAY"), "it is of GRAY, and the picture of mode RGB")]
+)
+def test_profiles_that_can_not_be_used(stored, says):
+    said = []
+    sink = logger.add(said.append)
+    phone = saved(PICTURE, "PNG", icc_profile=stored)
+    assert same(to_rgb(phone, name="image"), PICTURE)
+    logger.remove(sink)
+    assert len(said) == 1 and says in said[0] and "`image`" in said[0]
 
 
 def deep(mode: str) -> Image.Image:
