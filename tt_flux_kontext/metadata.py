@@ -31,6 +31,7 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="w"?>"""
+_JPEG_EXIF = 64_500  # bytes: it has 65,533, some of them for what isn't known before the edit
 _KEY = "tt_flux_kontext"  # of a PNG's text, and before the JSON in EXIF's MakerNote
 
 
@@ -101,6 +102,15 @@ def save_result(
     file = as_file(picture, kind, claim, quality=95, **texts)  # of JPEG and WebP
     with _whole(path) as temporary:
         temporary.write_bytes(file)
+
+
+def check_room(path: Path, parameters: Parameters) -> None:
+    """Raises `ValueError` for parameters that are too long for the file, which only a JPEG's can be."""
+    place = with_parameters(path.suffix, parameters.text((0, 0)), exact=parameters.as_json())
+    if (
+        path.suffix.lower() in (".jpg", ".jpeg") and len(place["exif"].tobytes()) > _JPEG_EXIF - 1000
+    ):  # of the size, ...
+        raise ValueError(f"{path}: a JPEG has no room for so long a prompt: --out with a name that ends in .png")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tt_flux_kontext.cli import jobs, main
 from tt_flux_kontext.cli.files import read_picture, result_name
 from tt_flux_kontext.cli.interruption import Interruption
 from tt_flux_kontext.cli.previews import Previews
-from tt_flux_kontext.metadata import read_parameters
+from tt_flux_kontext.metadata import read_parameters, save_result
 
 SIZE = {"width": 32, "height": 32, "max_area": 32 * 32, "_auto_resize": False}
 PHASES = ["clip", "t5", "vae encoder", "modulation", "transformer weights", "step", "transformer weights", "step"]
@@ -262,6 +262,22 @@ def test_prompt_files_are_read_for_each_result(run, folder, monkeypatch):
     report.failed.clear()
     Path("prompt.txt").write_text(" ")
     assert not list(jobs.jobs_of(options, report)) and "prompt.txt is empty" in report.failed[0]
+
+
+@pytest.mark.parametrize("letters,fits", [(15_000, True), (32_000, False)])
+def test_prompts_that_a_jpeg_has_no_room_for(run, letters, fits, capsys, monkeypatch):
+    """Are refused before the edit; what is not can be saved."""
+    made = []
+
+    def make(options):
+        made.extend(jobs.jobs_of(options, jobs.Report(1)))
+        return 0
+
+    monkeypatch.setattr("tt_flux_kontext.cli.edit.make", make)
+    run("edit", "in/0.png", "--prompt", "a" * letters, "--out", "o.jpg")
+    assert len(made) == fits
+    for job in made:
+        save_result(Image.new("RGB", (1024, 1024)), job.out, job.parameters)
 
 
 @pytest.mark.parametrize(

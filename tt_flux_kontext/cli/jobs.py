@@ -13,7 +13,7 @@ from tt_flux_kontext.cli.loading import MULTIPLE
 from tt_flux_kontext.cli.options import Edge, Options
 from tt_flux_kontext.cli.usage import DONE, FAILED, in_options
 from tt_flux_kontext.credentials import Credentials
-from tt_flux_kontext.metadata import read_parameters
+from tt_flux_kontext.metadata import check_room, read_parameters
 from tt_flux_kontext.parameters import File, Parameters
 
 
@@ -104,7 +104,9 @@ def _job(options: Options, picture: Path | None, seed: int) -> Job:
     width, height = _pixels(options.size, picture)
     image = File.of(picture) if picture else None
     parameters = replace(options.parameters, prompt=prompt, image=image, seed=seed, width=width, height=height)
-    return Job(picture, result_name(options.out, picture, seed), parameters, options.metadata)
+    out = result_name(options.out, picture, seed)
+    check_room(out, parameters)
+    return Job(picture, out, parameters, options.metadata)
 
 
 def _prompt_in(file: Path) -> str:
