@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from tt_flux_kontext.parameters import Parameters
-
-if TYPE_CHECKING:
-    from tt_flux_kontext.credentials import Claim
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Of files that have a place for it."""
@@ -33,6 +30,12 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="w"?>"""
 _JPEG_EXIF = 64_500  # bytes: it has 65,533, some of them for what isn't known before the edit
 _KEY = "tt_flux_kontext"  # of a PNG's text, and before the JSON in EXIF's MakerNote
+
+
+class Claim(Protocol):
+    """What is to be signed of a picture: `credentials.Claim`."""
+
+    def sign(self, file: bytes, kind: str) -> bytes: ...
 
 
 def with_parameters(suffix: str, parameters: str, source: str = EDITED, exact: str | None = None) -> dict:
@@ -77,7 +80,7 @@ def save(picture: Image.Image, path: Path, **options) -> None:
         picture.save(temporary, **options)
 
 
-def as_file(picture: Image.Image, kind: str, claim: "Claim | None", **options) -> bytes:
+def as_file(picture: Image.Image, kind: str, claim: Claim | None, **options) -> bytes:
     """A file of one of PIL's kinds, signed where there is a claim. `options` are those of PIL's `save`."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
@@ -85,7 +88,7 @@ def as_file(picture: Image.Image, kind: str, claim: "Claim | None", **options) -
 
 
 def save_result(
-    picture: Image.Image, path: Path, parameters: Parameters, *, beside: bool = False, claim: "Claim | None" = None
+    picture: Image.Image, path: Path, parameters: Parameters, *, beside: bool = False, claim: Claim | None = None
 ) -> None:
     """Saves a picture with its parameters in it, under a name that ends in one of SUFFIXES.
 
