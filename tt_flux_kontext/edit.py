@@ -1,10 +1,11 @@
 """An edit as a row of phases, one after the other on the device."""
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 
 import torch
 from loguru import logger
@@ -71,22 +72,23 @@ class Editor:
         self.models.reserve(*map(self.size, edits))
         results = [None] * len(edits)
         at_work = {i: self._phases(edit, alone=len(edits) == 1) for i, edit in enumerate(edits)}
-        while at_work:
-            for i, phases in list(at_work.items()):
-                self.models.lora_scale = edits[i].lora_scale
-                try:
-                    while event := next(phases):
-                        if isinstance(event, Phase):
-                            yield replace(event, edit=i)
-                        else:
-                            begins(event)
-                    continue
-                except StopIteration as end:
-                    results[i] = end.value
-                except Exception as error:
-                    traceback.clear_frames(error.__traceback__)  # their tensors take the device's memory
-                    results[i] = error
-                del at_work[i]
+        with self.models.at_work():
+            while at_work:
+                for i, phases in list(at_work.items()):
+                    self.models.lora_scale = edits[i].lora_scale
+                    try:
+                        while event := next(phases):
+                            if isinstance(event, Phase):
+                                yield replace(event, edit=i)
+                            else:
+                                begins(event)
+                        continue
+                    except StopIteration as end:
+                        results[i] = end.value
+                    except Exception as error:
+                        traceback.clear_frames(error.__traceback__)  # their tensors take the device's memory
+                        results[i] = error
+                    del at_work[i]
         yield results
 
     def _phases(self, edit: Edit, alone: bool) -> Iterator[str | Phase | None]:
@@ -116,12 +118,14 @@ class Editor:
 
         For this and for `decode` the models have to `reserve` what they need before.
         """
-        (latents,) = finish(self._encode_images([image]))
+        with self.models.at_work():
+            (latents,) = finish(self._encode_images([image]))
         return torch.stack(latents)
 
     def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Packed latents [B, tokens, 4 C] to pictures of `size` (height, width), float32 [B, 3, H, W] from -1 to 1."""
-        return finish(self._decode(latents, size))
+        with self.models.at_work():
+            return finish(self._decode(latents, size))
 
     def size(self, edit: Edit) -> EditSize:
         """What the edit's memory depends on; its tensors needn't be there yet."""
@@ -153,41 +157,43 @@ class Editor:
             ids = _token_ids(self.tokenizer, text.clip, length, "CLIP", rest)
             pooled += map(self.models["clip"], ids)
         yield Phase("clip")
-        return _on_host(pooled)
+        return [matrix if isinstance(matrix, torch.Tensor) else _matrix(matrix) for matrix in pooled]
 
     def _encode_t5(self, edit: Edit) -> Iterator[str | Phase]:
         """Returns contexts [T, J], the negative ones after the others."""
-        yield "t5"
-        contexts = []
-        for text in edit.texts:
-            if text.embeds is not None:
-                contexts += text.embeds
-                continue
-            ids = _token_ids(self.tokenizer_2, text.t5, edit.max_sequence_length, "T5")
-            contexts += map(self.models["t5"], ids)
-        yield Phase("t5")
-        return _on_host(contexts)
+        ids = [
+            row
+            for text in edit.texts
+            if text.embeds is None
+            for row in _token_ids(self.tokenizer_2, text.t5, edit.max_sequence_length, "T5")
+        ]
+        made = iter((yield from self._run("t5", zip(ids), _matrix)))
+        given = [[None] * len(text.t5) if text.embeds is None else text.embeds for text in edit.texts]
+        return [next(made) if context is None else context for context in chain(*given)]
 
     def _encode_images(self, images: Sequence[torch.Tensor]) -> Iterator[str | Phase]:
         """Returns packed latents [R, C] of each, one per picture."""
-        yield "vae encoder"
         are_latents = [image.shape[1] == self.models.vae_config.latent_channels for image in images]
-        maps = [
-            [] if latents else [self.models["vae encoder"](picture) for picture in image]
-            for image, latents in zip(images, are_latents, strict=True)
-        ]
-        yield Phase("vae encoder")
+        pictures = [image for image, latents in zip(images, are_latents, strict=True) if not latents]
+        made = iter((yield from self._run("vae encoder", zip(chain(*pictures)), to_tokens)))
         return [
-            list(pack_latents(image).float()) if latents else list(map(to_tokens, of_image))
-            for image, of_image, latents in zip(images, maps, are_latents, strict=True)
+            list(pack_latents(image).float()) if latents else list(islice(made, len(image)))
+            for image, latents in zip(images, are_latents, strict=True)
         ]
 
     def _decode(self, latents: torch.Tensor, size: tuple[int, int]) -> Iterator[str | Phase]:
         """Returns pictures [B, 3, H, W]."""
-        yield "vae decoder"
-        pictures = [self.models["vae decoder"](row, *size) for row in latents]
-        yield Phase("vae decoder")
-        return torch.stack(list(map(to_picture, pictures)))
+        return torch.stack((yield from self._run("vae decoder", ((row, *size) for row in latents), to_picture)))
+
+    def _run(self, name: str, inputs: Iterable[tuple], fetch: Callable) -> Iterator[str | Phase]:
+        """A phase in which a model runs for each of `inputs`. Returns what `fetch` makes of each result on the host."""
+        yield name
+        fetched, on_its_way = [], []
+        for arguments in inputs:
+            fetched += map(fetch, on_its_way)  # a replay would write over it
+            on_its_way = [self.models.run(name, *arguments)]
+        yield Phase(name)
+        return [*fetched, *map(fetch, on_its_way)]
 
     def _denoise(
         self,
@@ -285,9 +291,9 @@ class Editor:
         return noise, references
 
 
-def _on_host(matrices: "list[torch.Tensor | ttnn.Tensor]") -> list[torch.Tensor]:
-    """Matrices that a model made, or that were given in their place."""
-    return [matrix if isinstance(matrix, torch.Tensor) else download(matrix)[0, 0] for matrix in matrices]
+def _matrix(made: "ttnn.Tensor") -> torch.Tensor:
+    """What a text encoder made [1, 1, rows, features], on the host."""
+    return download(made)[0, 0]
 
 
 def _changed(name: str, tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -61,6 +61,7 @@ class Mesh:
 
     Attributes:
         turns: keys of what has its second set next.
+        used: keys of what was used since somebody emptied it.
     """
 
     def __init__(self, device: "ttnn.MeshDevice | None"):
@@ -69,6 +70,7 @@ class Mesh:
         self.shape = tuple(device.shape) if device else (1, 1)
         self.system = system() if self.chips > 1 else System()
         self.turns: frozenset[tuple] = frozenset()
+        self.used: set[tuple] = set()
         self._semaphores: dict[tuple, tuple] = {}
         self._buffers: dict[tuple, tuple] = {}
 
@@ -136,6 +138,7 @@ class Mesh:
         """One of two things that `make` made, each time the other."""
         if key not in pairs:
             pairs[key] = make(), make()
+        self.used.add(key)
         turn = key in self.turns
         self.turns ^= {key}
         return pairs[key][turn]

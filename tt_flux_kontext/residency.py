@@ -1,6 +1,7 @@
 """The models of a checkpoint, and which of them have their weights on the device."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from tt_flux_kontext.models.transformer import Transformer, TransformerConfig
 from tt_flux_kontext.models.vae import Decoder, Encoder, VAEConfig
 from tt_flux_kontext.models.weights import Weights, survey
 from tt_flux_kontext.precision import PRECISIONS, Policy
+from tt_flux_kontext.trace import Replays
 from tt_flux_kontext.weight_cache import WeightCache
 
 # Bytes of DRAM that stay from phase to phase whatever the edit: TT-NN's tables of windows, and what banks waste.
@@ -136,6 +138,7 @@ class Models:
         self.adapters = Adapters({component: tensors.entries for component, tensors in self._tensors.items()})
         self.lora_scale = 1.0  # of adapters in the edit at work
         self.bytes_uploaded = 0  # to a chip, of weights, so far
+        self._replays = Replays(self.parallel["transformer"].mesh)
         self._host = HostWeights(device)
         self._cache = WeightCache(cache_folder())
         self.progress_bar_config = {}
@@ -171,6 +174,17 @@ class Models:
         else:
             lines.append("It fits in no precision: make the pictures smaller, or take a device with more memory.")
         raise DoesNotFit("\n".join(lines))
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While edits run, for which they `reserve` memory before, and of which nothing stays on the device."""
+        free, _ = dram_bytes(self.device)
+        stay = len(self._resident) == len(self._models)
+        self._replays.begin(free, free - max(self._workspace.values()) if stay else 0)
+        try:
+            yield
+        finally:
+            self._replays.end(dram_bytes(self.device)[0])
 
     def fitting_precision(self, size: EditSize) -> str | None:
         """The most accurate precision in which every model fits the device alone, or None."""
@@ -238,12 +252,18 @@ class Models:
         resident = self._resident.pop(name, None)
         if resident and changes.by(resident.keys) != resident.changed_by:
             resident = None
+        if resident is None:
+            self._replays.forget(name)
         self._make_room(self._workspace[name] + (0 if resident else self._bytes[name]))
         if resident is None:
             resident = self._load(name, changes)
             self.bytes_uploaded += self._bytes[name]
         self._resident[name] = resident
         return resident.model
+
+    def run(self, name: str, *arguments):
+        """What a model that is `FromHost` makes of arguments, on the device, until its next run."""
+        return self._replays(name, self[name], *arguments)
 
     def _load(self, name: str, changes: Changes) -> "_Resident":
         component, model_class, config = self._models[name]
@@ -270,11 +290,13 @@ class Models:
     def release(self, name: str) -> None:
         """Frees a model's weights."""
         del self._resident[name]
+        self._replays.forget(name)
 
     def _make_room(self, needed: int) -> None:
         """Edits need the models in turn, so the one used last is the one needed last: it goes first."""
         while self._resident and dram_bytes(self.device)[0] < needed:
-            self._resident.popitem()
+            name, _ = self._resident.popitem()
+            self._replays.forget(name)
 
 
 def _splits(mesh: Mesh, configs: dict, split: tuple[int, int] | None) -> dict[str, Parallel]:

@@ -1,13 +1,17 @@
 """Work on the device that repeats: recorded as a trace, which a single command replays."""
 
+import math
 import os
 from collections.abc import Callable
+from functools import partial
 
 from tt_flux_kontext.backend import STAND_INS, ttnn
 from tt_flux_kontext.mesh import Mesh
+from tt_flux_kontext.models.from_host import FromHost
 
 VARIABLE = "TT_FLUX_KONTEXT_TRACES"  # environment variable: "off" for none
 SLOW_DISPATCH = "TT_METAL_SLOW_DISPATCH_MODE"  # environment variable of TT-NN: its host writes to the cores itself
+ROOM = 300_000_000  # bytes of DRAM for traces of T5 and the VAE: 2,600 operations, which on a mesh are there twice
 FEW_CALLS = 3  # of which one has to run first, and one or two to be captured
 
 
@@ -20,46 +24,134 @@ class Traced:
     """Calls of `work`, which are replays of a trace but for the first one and few calls.
 
     The first call compiles programs and makes what the mesh's collectives share. Each set of semaphores that `work`
-    uses an odd number of times begins the next call with the other one; so there is a trace for each state of the
-    mesh's turns that a call meets, which makes one or two.
+    uses an odd number of times begins the next call with the other one; so there is a trace for each state of the turns
+    of what it uses that a call meets, which makes one or two.
 
     Args:
-        work: takes nothing and gives nothing. It reads tensors on the device and writes to others, all of which are
-            there before the first call and until `release`.
+        work: takes nothing. It reads tensors on the device and writes to others, all of which are there before the
+            first call and until `release`. What it returns holds what the last replay of this trace made.
         calls: that are to come.
+        ran: whether it has been called before.
 
-    From the second call to `release` nothing may be allocated on the device that lives on to the next call: it may lie
+    From the first replay to `release` nothing may be allocated on the device that lives on to the next one: it may lie
     where the trace keeps what it makes.
     """
 
-    def __init__(self, work: Callable[[], object], mesh: Mesh, calls: int):
+    def __init__(self, work: Callable[[], object], mesh: Mesh, calls: float, ran: bool = False):
         self.work, self.mesh = work, mesh
         self.worth_it = calls > FEW_CALLS and can_trace()
-        self._ran = False
-        self._traces = {}  # by turns: the trace that begins with them, and the turns after it
+        self._ran = ran
+        self._uses: set[tuple] = set()  # of what the mesh gives out in turns
+        self._traces = {}  # by turns before it: the trace, what has the other turn after it, and what work returned
 
-    def __call__(self) -> None:
+    def __call__(self):
         if not (self.worth_it and self._ran):
-            self.work()
             self._ran = True
-            return
-        turns = self.mesh.turns
-        if turns not in self._traces:
+            return self.work()
+        if self.mesh.turns & self._uses not in self._traces:
             self._capture()
-        trace, self.mesh.turns = self._traces[turns]
+        trace, turned, result = self._traces[self.mesh.turns & self._uses]
+        self.mesh.turns ^= turned
         ttnn.execute_trace(self.mesh.device, trace, blocking=False)
+        return result
 
     def _capture(self) -> None:
-        turns = self.mesh.turns
+        turns, result = self.mesh.turns, None
+        self.mesh.used = set()
         trace = ttnn.begin_trace_capture(self.mesh.device)
         try:
-            self.work()
+            result = self.work()
         finally:
             ttnn.end_trace_capture(self.mesh.device, trace)
-            self._traces[turns] = trace, self.mesh.turns
+            self._uses = self.mesh.used
+            self._traces[turns & self._uses] = trace, turns ^ self.mesh.turns, result
+            self.mesh.turns = turns
 
     def release(self) -> None:
         """Frees the traces."""
-        for trace, _ in self._traces.values():
+        for trace, *_ in self._traces.values():
             ttnn.release_trace(self.mesh.device, trace)
         self._traces.clear()
+
+
+class Replays:
+    """Calls of models whose weights stay on the device, as traces that are kept from one edit to the next.
+
+    The calls of an edit are captured when those of the edit before had the same forms. What lasts on the device has to
+    be there before the first of these traces, or it may lie where they write: weights, places of inputs, what a model
+    keeps for a form, what others put there. So all traces go when any of that changes.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        self._calls: dict[str, _Call] = {}  # by model, its last one
+        self._steady = True  # whether each model's calls have been of one form since `begin`
+        self._left_free: int | None = None  # by the last edit
+
+    def begin(self, free: int, spare: int) -> None:
+        """Edits begin.
+
+        Args:
+            free: bytes of a chip's DRAM.
+            spare: of these, what edits leave when all weights stay; 0 when they don't.
+        """
+        if free != self._left_free:
+            self._release()
+        traced = [call.traced is not None for call in self._calls.values()]
+        if not (self._steady and can_trace() and spare >= (0 if any(traced) else ROOM)):
+            self._release()
+        elif not all(traced):
+            self._release()
+            for call in self._calls.values():
+                call.place(self.mesh)
+        self._steady, self._left_free = True, None
+
+    def end(self, free: int) -> None:
+        """Edits have ended, and left so much."""
+        self._left_free = free
+
+    def __call__(self, name: str, model: FromHost, *arguments):
+        """What a model makes of arguments, on the device. The next call of the model may write over it."""
+        x, form = model.host_input(*arguments)
+        call = self._calls.get(name)
+        if call is None or call.form is not form:
+            self._steady &= call is None
+            self._release()
+            call = self._calls[name] = _Call(model, x, form)
+        try:
+            return call(x)
+        except BaseException:
+            self._release()
+            raise
+
+    def forget(self, name: str) -> None:
+        """A model comes to the device, or leaves it."""
+        self._release()
+        self._calls.pop(name, None)
+
+    def _release(self) -> None:
+        for call in self._calls.values():
+            call.release()
+
+
+class _Call:
+    """Of a model, with an input of one form; once it has a place on the device, as a trace."""
+
+    def __init__(self, model: FromHost, x: "ttnn.Tensor", form):
+        self.model, self.x, self.form = model, x, form
+        self.traced = None
+
+    def place(self, mesh: Mesh) -> None:
+        self.placed = ttnn.to_device(self.x, mesh.device)
+        self.traced = Traced(partial(self.model.on_device, self.placed, self.form), mesh, math.inf, ran=True)
+
+    def __call__(self, x: "ttnn.Tensor"):
+        if not self.traced:
+            return self.model.on_device(ttnn.to_device(x, self.model.device), self.form)
+        ttnn.copy_host_to_device_tensor(x, self.placed)
+        return self.traced()
+
+    def release(self) -> None:
+        if self.traced:
+            self.traced.release()
+        self.placed = self.traced = None

@@ -1,14 +1,19 @@
-"""The child process of test_traces: some denoising steps of full-size edits, and what of a trace they would change."""
+"""The child process of test_traces: what runs again in full-size edits, and what of a trace that would change."""
 
 import gc
 import json
 import warnings
+
+import torch
 
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.device import open_device
 from tt_flux_kontext.planner.kontext_dev import full_size_edit, full_size_editor
 from tt_flux_kontext.planner.mock_device import answer
 from tt_flux_kontext.planner.operations import operations
+from tt_flux_kontext.residency import Models
+
+EDGE = 256  # of the VAE's pictures
 
 
 def main() -> None:
@@ -16,6 +21,9 @@ def main() -> None:
     gc.disable()
     with answer() as request, open_device("silicon") as device:
         editor = full_size_editor(device, "bfp8_mixed", request["split"])
+        if "times" in request:
+            repeat_models(editor.models, request["times"])
+            return
         mesh = editor.models.parallel["transformer"].mesh
         size = (256, 256)
         phases = editor.run(
@@ -30,6 +38,26 @@ def main() -> None:
             capture = ttnn.graph.end_graph_capture()
             step = {"turns": sorted(map(str, turns)), "programs": device.num_program_cache_entries()}
             print(json.dumps(step | recorded(capture)), flush=True)
+            gc.collect()
+
+
+def repeat_models(models: Models, times: int) -> None:
+    """Each with the same input, in the same place; what it made is gone before it runs again."""
+    arguments = {
+        "t5": (torch.zeros(512, dtype=torch.int64),),
+        "vae encoder": (torch.zeros(3, EDGE, EDGE),),
+        "vae decoder": (torch.zeros((EDGE // 16) ** 2, 64), EDGE, EDGE),
+    }
+    for name, inputs in arguments.items():
+        model = models[name]
+        x, form = model.host_input(*inputs)
+        place = ttnn.to_device(x, models.device)
+        for _ in range(times):
+            ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
+            model.on_device(place, form)
+            capture = ttnn.graph.end_graph_capture()
+            line = {"model": name, "programs": models.device.num_program_cache_entries()}
+            print(json.dumps(line | recorded(capture)), flush=True)
             gc.collect()
 
 

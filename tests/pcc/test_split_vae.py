@@ -131,7 +131,7 @@ def test_rows_reach_their_chips(mesh_device, around):
     rows = Rows.of(Mesh(mesh_device).tokens(), 6, 5, unit=2)
     assert (rows.here, rows.all, rows.padded) == (2, 16, True)
     assert (rows.resized(4).height, rows.resized(4).width) == (12, 10)
-    placed = rows.place(x, ttnn.float32, tiled=False, around=around)
+    placed = ttnn.to_device(rows.on_host(x, ttnn.float32, tiled=False, around=around), mesh_device)
     assert tuple(placed.shape) == (1, 1, (2 + 2 * around) * 5, 3)
     if around:
         second = ttnn.to_torch(ttnn.get_device_tensors(placed)[1]).view(4, 5, 3)

@@ -34,7 +34,13 @@ def feature_map(x: torch.Tensor, device, unit: int = 1) -> FeatureMap:
     """[1, C, H, W] to the device, its rows over the longest axis of chips, so many multiples of `unit`."""
     height, width = x.shape[2:]
     rows = Rows.of(Mesh(device).tokens(), height, width, unit)
-    return FeatureMap(rows.place(x[0].permute(1, 2, 0), ttnn.bfloat16), rows.here, width, rows)
+    values = ttnn.to_device(rows.on_host(x[0].permute(1, 2, 0), ttnn.bfloat16), device)
+    return FeatureMap(values, rows.here, width, rows)
+
+
+def moments_of(encoder: Encoder, picture: torch.Tensor) -> torch.Tensor:
+    image, rows = encoder.host_input(picture[0])
+    return host(encoder.moments(ttnn.to_device(image, encoder.device), rows))
 
 
 def host(x: FeatureMap) -> torch.Tensor:
@@ -71,7 +77,7 @@ def test_encoder(mesh_device, check_accuracy, size):
     model = models(size)["vae"]
     picture = bf16(torch.rand(1, 3, 8 * HEIGHT, 8 * WIDTH) * 2 - 1)
     encoder = Encoder(config_of(model), weights(model, mesh_device))
-    moments = host(encoder.moments(picture[0]))
+    moments = moments_of(encoder, picture)
 
     def reference(model, dtype):
         return model.encode(picture.to(dtype)).latent_dist.parameters
@@ -108,7 +114,7 @@ def test_maps_of_any_size(mesh_device, check_accuracy, height, width):
     model = models("tiny")["vae"]
     config, parts, in_16 = config_of(model), weights(model, mesh_device), in_bf16(model)
     picture = bf16(torch.rand(1, 3, 8 * height, 8 * width) * 2 - 1)
-    moments = host(Encoder(config, parts).moments(picture[0]))
+    moments = moments_of(Encoder(config, parts), picture)
     expected = [m.encode(picture.to(m.dtype)).latent_dist.parameters for m in (model, in_16)]
     check_accuracy(f"VAE encoder, {height} x {width} latents", moments, *expected)
     latents = bf16(torch.randn(1, 16, height, width))

@@ -110,6 +110,44 @@ def test_two_traces_over_one_another(device):
         assert holds(result, torch.full((32, 32), value))
 
 
+def test_what_a_later_trace_made_is_overwritten(device):
+    """But for what was there before the capture it may be anything, until that trace is replayed."""
+    x = put(torch.ones(32, 32), device)
+    first, doubled = captured(device, lambda: ttnn.multiply(x, 2.0))
+    second, tripled = captured(device, lambda: ttnn.multiply(x, 3.0))
+    ttnn.execute_trace(device, second)
+    assert holds(tripled, torch.full((32, 32), 3.0))
+    ttnn.execute_trace(device, first)
+    assert all(shard.isnan().all() for shard in read(tripled))
+    ttnn.execute_trace(device, second)
+    assert holds(doubled, torch.full((32, 32), 2.0)) and holds(tripled, torch.full((32, 32), 3.0))
+    ttnn.release_trace(device, second)
+    with pytest.raises(RuntimeError, match="may overwrite what was allocated after the capture"):
+        ttnn.execute_trace(device, first)
+
+
+def test_a_convolution_is_captured_with_the_weights_that_it_prepared():
+    device = ttnn.open_mesh_device(ttnn.MeshShape(1, 1), l1_small_size=32768)
+    x = ttnn.from_torch(torch.ones(1, 1, 64, 32), ttnn.bfloat16, layout=TILE, device=device)
+    weights = {"weight_tensor": ttnn.from_torch(torch.ones(32, 32, 1, 1), ttnn.bfloat16)}
+    sizes = {"in_channels": 32, "out_channels": 32, "batch_size": 1, "input_height": 8, "input_width": 8}
+
+    def work():
+        made, (weights["weight_tensor"], _) = ttnn.conv2d(
+            input_tensor=x, device=device, kernel_size=(1, 1), return_weights_and_bias=True, **sizes, **weights
+        )
+        return made
+
+    trace, made = captured(device, work)
+    ttnn.execute_trace(device, trace)
+    assert holds(made, torch.full((1, 1, 64, 32), 32.0))
+    weights["weight_tensor"] = ttnn.from_torch(torch.ones(32, 32, 1, 1), ttnn.bfloat16)
+    ttnn.begin_trace_capture(device)
+    with pytest.raises(RuntimeError, match="writes are not supported during trace capture"):
+        work()
+    ttnn.close_mesh_device(device)
+
+
 def test_what_is_different_on_the_chips():
     """A trace on several chips, with a collective whose semaphores and buffers take turns."""
     ttnn.configure("n300")

@@ -5,6 +5,7 @@ share their values, and differ in the chip whose memory they take. What is writt
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 
 from .checks import check, describe
@@ -92,7 +93,7 @@ def per_chip(operation: Callable) -> Callable:
             else:
                 theirs, result = first[key]
                 results.append(_counterpart(result, theirs, mine, device and device.chips[i]))
-        return _joined(results, device)
+        return _joined(results, operands, device)
 
     return on_each_chip
 
@@ -145,9 +146,12 @@ def _counterpart(result, theirs, mine, chip: MeshDevice | None):
     return result if result.device() is None else result.held_by(chip)
 
 
-def _joined(results, device):
+def _joined(results, operands, device):
     if isinstance(results[0], Tensor):
+        for operand in operands:
+            if isinstance(operand, MeshTensor) and all(map(operator.is_, operand.shards, results)):
+                return operand
         return MeshTensor(results, results[0].device() and device)
     if type(results[0]) in (list, tuple):
-        return type(results[0])(_joined(parts, device) for parts in zip(*results))
+        return type(results[0])(_joined(parts, operands, device) for parts in zip(*results))
     return results[0]

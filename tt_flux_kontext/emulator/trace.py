@@ -10,7 +10,7 @@ import inspect
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
 
@@ -91,9 +91,7 @@ class MeshTraceId:
             if buffer.values is not None:
                 buffer.values = values
         self._values.clear()
-        for buffer in self._inside:
-            if buffer.values is not None and buffer.values.is_floating_point():
-                buffer.values = torch.full_like(buffer.values, math.nan)
+        _overwrite(self._inside)
         self.device.last_used = self._turns
         self._lasting = {number: weakref.ref(tensor) for tensor, number in self._numbers.items()}
         seen = set()
@@ -118,14 +116,17 @@ class MeshTraceId:
                 check(there, "execute_trace", f"{call.operation.__name__}: an operand {gone}")
 
     def _check_memory(self) -> None:
+        """What later traces made may be overwritten: they make it again. So may nothing else."""
         if self._alive():
             gc.collect()
         shapes = ", ".join(sorted({str(list(buffer.values.shape)) for buffer in self._alive()}))
         found = f"{shapes}: the replay may overwrite what was allocated after the capture and lives on"
         check(not shapes, "execute_trace", found)
+        _overwrite(self.later)
 
     def _alive(self) -> list[Buffer]:
-        return [buffer for buffer in self.later if buffer.values is not None]
+        others = set().union(*(trace._inside for trace in self.device.chips[0].traces))
+        return [buffer for buffer in self.later if buffer.values is not None and buffer not in others]
 
     def _do(self, call: _Call, made: dict[int, Tensor]) -> None:
         def found(stand_in: _Given | _Made) -> Tensor:
@@ -147,6 +148,13 @@ class MeshTraceId:
         for there, new in zip(shards_of(lasting), shards_of(result)):
             there.hold(new)
         return lasting
+
+
+def _overwrite(buffers: Iterable[Buffer]) -> None:
+    """Numbers that nobody should read."""
+    for buffer in buffers:
+        if buffer.values is not None and buffer.values.is_floating_point():
+            buffer.values = torch.full_like(buffer.values, math.nan)
 
 
 def begin_trace_capture(mesh_device: MeshDevice, *, cq_id: int | None = None) -> MeshTraceId:
@@ -210,7 +218,7 @@ def _recorded(operation: Callable) -> Callable:
         result = operation(*args, **kwargs)
         tensors = [each for each in _tensors(result) if each.device() is not None]
         if tensors:
-            device, form = tensors[0].device(), f"{operation.__name__}{_form((args, kwargs))}"
+            device, form = tensors[0].device(), _program(operation, args, kwargs, result)
             if device.capture is None:
                 device.programs.add(form)
             else:
@@ -220,6 +228,13 @@ def _recorded(operation: Callable) -> Callable:
         return result
 
     return call
+
+
+def _program(operation: Callable, args: tuple, kwargs: dict, result) -> str:
+    """What tells programs apart: to that of a convolution weights are as it prepared them."""
+    if operation.__name__ == "conv2d" and kwargs.get("return_weights_and_bias"):
+        kwargs = kwargs | dict(zip(("weight_tensor", "bias_tensor"), result[-1], strict=True))
+    return f"{operation.__name__}{_form((args, kwargs))}"
 
 
 def _form(value) -> str:

@@ -54,7 +54,8 @@ class Rows:
         if self.here not in self._masks:
             inside = torch.arange(self.all) < self.height
             positions = inside.float().repeat_interleave(self.width)[:, None]
-            self._masks[self.here] = self._put(positions, ttnn.float32, ttnn.TILE_LAYOUT)
+            mask = self._tensor(positions, ttnn.float32, ttnn.TILE_LAYOUT)
+            self._masks[self.here] = ttnn.to_device(mask, self.parallel.device)
         return self._masks[self.here]
 
     def cleared(self, values: "ttnn.Tensor", dtype: "ttnn.DataType | None" = None) -> "ttnn.Tensor":
@@ -63,17 +64,17 @@ class Rows:
             return ttnn.multiply(values, self.mask, dtype=dtype)
         return values if dtype is None else ttnn.typecast(values, dtype)
 
-    def place(self, x: torch.Tensor, dtype: "ttnn.DataType", *, tiled: bool = True, around: int = 0) -> "ttnn.Tensor":
-        """A map [height, width, channels] to the device, [1, 1, positions, channels], with zeros in padding.
+    def on_host(self, x: torch.Tensor, dtype: "ttnn.DataType", *, tiled: bool = True, around: int = 0) -> "ttnn.Tensor":
+        """A map [height, width, channels], to go to the device: [1, 1, positions, channels], with zeros in padding.
 
         `around`: rows that each chip has besides, above and below its own, zeros beyond the borders.
         """
         x = torch.nn.functional.pad(x, (0, 0, 0, 0, around, around + self.all - self.height))
         parts = [x[first : first + self.here + 2 * around] for first in range(0, self.all, self.here)]
-        return self._put(torch.cat(parts).flatten(0, 1), dtype, ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT)
+        return self._tensor(torch.cat(parts).flatten(0, 1), dtype, ttnn.TILE_LAYOUT if tiled else ttnn.ROW_MAJOR_LAYOUT)
 
     def fetch(self, values: "ttnn.Tensor") -> torch.Tensor:
-        """The inverse of `place`, float32."""
+        """The inverse of `on_host`, float32."""
         x = self.parallel.gather(values)
         return x[: self.height * self.width].view(self.height, self.width, -1)
 
@@ -84,11 +85,9 @@ class Rows:
             return values
         return ttnn.slice(values, [0, 0, 0, 0], [1, 1, self.height * self.width, values.shape[3]])
 
-    def _put(self, x: torch.Tensor, dtype, layout) -> "ttnn.Tensor":
+    def _tensor(self, x: torch.Tensor, dtype, layout) -> "ttnn.Tensor":
         mapper = self.parallel.mapper(self.parallel.sp_axis, 2)
-        return ttnn.from_torch(
-            x[None, None], dtype=dtype, layout=layout, device=self.parallel.device, mesh_mapper=mapper
-        )
+        return ttnn.from_torch(x[None, None], dtype=dtype, layout=layout, mesh_mapper=mapper)
 
 
 WHOLE = Rows(Parallel(Mesh(None)))

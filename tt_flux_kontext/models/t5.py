@@ -1,6 +1,7 @@
 """The T5 v1.1 encoder (transformers' T5EncoderModel; arXiv:1910.10683), run as Flux runs it: without a mask."""
 
 import math
+from functools import lru_cache, partial
 
 import torch
 from transformers import T5Config
@@ -8,6 +9,7 @@ from transformers import T5Config
 from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.checkpoint.files import LAYERS, transformers_config
+from tt_flux_kontext.models.from_host import FromHost
 from tt_flux_kontext.models.layers import Embedding, Linear, RMSNorm, biased_attention
 from tt_flux_kontext.models.weights import Weights, upload
 
@@ -60,6 +62,12 @@ def relative_position_buckets(tokens: int, buckets: int, max_distance: int) -> t
     return torch.where(distance < exact, distance, far) + half * (offset > 0)
 
 
+def _upload_buckets(config: T5Config, device, tokens: int) -> "ttnn.Tensor":
+    """uint32 [tokens, tokens], row-major."""
+    distances = config.relative_attention_num_buckets, config.relative_attention_max_distance
+    return upload(relative_position_buckets(tokens, *distances), device, ttnn.uint32, tiled=False)
+
+
 class T5Layer:
     """Self-attention and feed-forward, each behind an RMS norm and added to its input."""
 
@@ -97,7 +105,7 @@ class T5Layer:
         return ttnn.add(x, self.wo(hidden))
 
 
-class T5Encoder:
+class T5Encoder(FromHost):
     """From token ids to the context of the transformer."""
 
     def __init__(self, config: T5Config, weights: Weights):
@@ -114,27 +122,28 @@ class T5Encoder:
             config.num_heads,
         )
         self.final_layer_norm = RMSNorm(weights, "encoder.final_layer_norm", config.d_model, config.layer_norm_epsilon)
+        self.buckets = lru_cache(maxsize=1)(partial(_upload_buckets, config, self.device))
 
     @staticmethod
     def divides(config: T5Config, chips: int) -> bool:
         """Whether its heads and feed-forward can be split over so many chips."""
         return config.num_heads % chips == 0 and config.d_ff % (ttnn.TILE_SIZE * chips) == 0
 
-    def position_bias(self, tokens: int) -> "ttnn.Tensor":
-        """The bias that all layers add to their scores, [1, heads of a chip, tokens, tokens]."""
-        buckets = relative_position_buckets(
-            tokens, self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
-        )
-        bias = self.relative_attention_bias(upload(buckets, self.device, ttnn.uint32, tiled=False))
-        bias = ttnn.reshape(ttnn.permute(bias, (2, 0, 1)), (1, self.config.num_heads, tokens, tokens))
+    def position_bias(self, buckets: "ttnn.Tensor") -> "ttnn.Tensor":
+        """The bias that all layers add to their scores, [1, heads of a chip, S, S]. buckets: uint32 [S, S]."""
+        bias = ttnn.permute(self.relative_attention_bias(buckets), (2, 0, 1))
+        bias = ttnn.reshape(bias, (1, self.config.num_heads, *buckets.shape))
         return self.parallel.partition(bias, dim=1)
 
-    def __call__(self, ids: torch.Tensor) -> "ttnn.Tensor":
-        """ids: int64 [S], padding included. Returns the last hidden state, bfloat16 [1, 1, S, d_model]."""
-        tokens = len(ids)
-        position_bias = self.position_bias(tokens)
-        x = self.embedding(upload(ids[None], self.device, ttnn.uint32, tiled=False))
-        x = ttnn.reshape(x, (1, 1, tokens, self.config.d_model))
+    def host_input(self, ids: torch.Tensor) -> "tuple[ttnn.Tensor, ttnn.Tensor]":
+        """ids: int64 [S], padding included. Their form are the buckets of their positions."""
+        ids = ttnn.from_torch(ids[None], dtype=ttnn.uint32, layout=ttnn.ROW_MAJOR_LAYOUT)
+        return ids, self.buckets(ids.shape[1])
+
+    def on_device(self, ids: "ttnn.Tensor", buckets: "ttnn.Tensor") -> "ttnn.Tensor":
+        """Returns the last hidden state, bfloat16 [1, 1, S, d_model]."""
+        position_bias = self.position_bias(buckets)
+        x = ttnn.reshape(self.embedding(ids), (1, 1, ids.shape[1], self.config.d_model))
         for layer in self.layers:
             x = layer(x, position_bias)
         return self.final_layer_norm(x)

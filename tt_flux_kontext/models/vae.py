@@ -12,6 +12,7 @@ from tt_flux_kontext.backend import ttnn
 from tt_flux_kontext.checkpoint import CheckpointError
 from tt_flux_kontext.checkpoint.files import check_fields
 from tt_flux_kontext.models.feature_map import Conv2d, FeatureMap, add, clear, silu, to_bfloat16, to_float32
+from tt_flux_kontext.models.from_host import FromHost
 from tt_flux_kontext.models.group_norm import group_norm
 from tt_flux_kontext.models.layers import Linear, merge_heads, split_heads
 from tt_flux_kontext.models.rows import Rows
@@ -151,11 +152,12 @@ def _mid_block(config: VAEConfig, weights: Weights, channels: int) -> list:
     return [*blocks, ResnetBlock(config, weights.at("resnets.1"), channels, channels)]
 
 
-class Encoder:
+class Encoder(FromHost):
     """A picture to packed latents."""
 
     def __init__(self, config: VAEConfig, weights: Weights):
         self.config = config
+        self.device = weights.device
         self.rows = _rows(weights, 2 * config.scale_factor)
         encoder, widths = weights.at("encoder"), config.block_out_channels
         # Rows above and below come with the picture: three channels would be small change for a halo.
@@ -179,33 +181,37 @@ class Encoder:
         if config.use_quant_conv:
             self.blocks.append(Conv2d(weights, "quant_conv", moments, moments, kernel=1, padding=(0, 0, 0, 0)))
 
-    def moments(self, image: torch.Tensor) -> FeatureMap:
-        """image: float [channels, height, width], -1 to 1. Returns mean and log variance side by side."""
+    def host_input(self, image: torch.Tensor) -> tuple["ttnn.Tensor", Rows]:
+        """image: float [channels, height, width], -1 to 1."""
         rows = self.rows(*image.shape[1:])
-        values = rows.place(image.permute(1, 2, 0), ttnn.bfloat16, tiled=False, around=1)
-        x = FeatureMap(values, rows.here + 2, rows.width, rows)
+        return rows.on_host(image.permute(1, 2, 0), ttnn.bfloat16, tiled=False, around=1), rows
+
+    def moments(self, image: "ttnn.Tensor", rows: Rows) -> FeatureMap:
+        """Mean and log variance side by side."""
+        x = FeatureMap(image, rows.here + 2, rows.width, rows)
         for block in self.blocks:
             x = block(x)
         return x
 
-    def __call__(self, image: torch.Tensor) -> FeatureMap:
+    def on_device(self, image: "ttnn.Tensor", rows: Rows) -> FeatureMap:
         """The mode of the posterior, shifted and scaled for the transformer, packed: a map of tokens, of 4 C channels.
 
         `to_tokens` brings it to the host.
         """
         channels = self.config.latent_channels
-        x = self.moments(image)
+        x = self.moments(image, rows)
         mean = ttnn.slice(x.values, [0, 0, 0, 0], [1, 1, x.height * x.width, channels])
         latents = ttnn.multiply(ttnn.subtract(mean, self.config.shift_factor or 0.0), self.config.scaling_factor)
         height, width = x.height // 2, x.width // 2
         return FeatureMap(pack(x._replace(values=latents), channels), height, width, x.rows.resized(height))
 
 
-class Decoder:
+class Decoder(FromHost):
     """Packed latents to a picture."""
 
     def __init__(self, config: VAEConfig, weights: Weights):
         self.config = config
+        self.device = weights.device
         self.rows = _rows(weights, 2)
         decoder, widths = weights.at("decoder"), config.block_out_channels[::-1]
         channels, latents = widths[0], config.latent_channels
@@ -235,15 +241,16 @@ class Decoder:
             x = block(x)
         return x._replace(values=ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT))
 
-    def __call__(self, latents: torch.Tensor, height: int, width: int) -> FeatureMap:
-        """latents: float32 [tokens, 4 C] from the transformer, of a picture of height x width pixels.
-
-        `to_picture` brings it to the host.
-        """
+    def host_input(self, latents: torch.Tensor, height: int, width: int) -> tuple["ttnn.Tensor", Rows]:
+        """latents: float32 [tokens, 4 C] from the transformer, of a picture of height x width pixels."""
         scale = self.config.scale_factor
         rows = self.rows(height // scale, width // scale)
         tokens = latents.view(rows.height // 2, rows.width // 2, -1)
-        x = unpack(rows.resized(rows.here // 2).place(tokens, ttnn.float32), rows.here, rows.width)
+        return rows.resized(rows.here // 2).on_host(tokens, ttnn.float32), rows
+
+    def on_device(self, latents: "ttnn.Tensor", rows: Rows) -> FeatureMap:
+        """Returns a picture for `to_picture`."""
+        x = unpack(latents, rows.here, rows.width)
         values = ttnn.add(ttnn.multiply(x.values, 1 / self.config.scaling_factor), self.config.shift_factor or 0.0)
         return self.decode(to_bfloat16(x._replace(values=values, rows=rows)))
 

@@ -78,7 +78,11 @@ def transformer(bench: Bench, latents, reference, context, pooled, policy=BF16):
 def vae_encoder(bench: Bench, picture):
     """The mean that a picture [3, height, width] is encoded to."""
     mean = torch_pipeline().vae.encode(picture[None]).latent_dist.mode()[0]
-    moments = host(models(bench)["vae encoder"].moments(picture).values)
+    from tt_flux_kontext.backend import ttnn
+
+    encoder = models(bench)["vae encoder"]
+    image, rows = encoder.host_input(picture)
+    moments = host(encoder.moments(ttnn.to_device(image, encoder.device), rows).values)
     yield moments[0, 0, :, : len(mean)].T.reshape(mean.shape), mean
 
 
@@ -91,7 +95,7 @@ def vae_decoder(bench: Bench, latents):
 
     decoder = models(bench)["vae decoder"]
     rows = decoder.rows(*latents.shape[1:])
-    values = rows.place(latents.permute(1, 2, 0), ttnn.bfloat16)
+    values = ttnn.to_device(rows.on_host(latents.permute(1, 2, 0), ttnn.bfloat16), decoder.device)
     picture = to_picture(decoder.decode(FeatureMap(values, rows.here, rows.width, rows)))
     yield picture, torch_pipeline().vae.decode(latents[None]).sample[0]
 

@@ -1,0 +1,124 @@
+"""T5 and the VAE as traces that are kept from edit to edit, on the emulated device, which refuses or spoils what a card
+would write over.
+"""
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.unit.test_residency import leave_no_room
+from tests.unit.test_trace import load, run
+from tt_flux_kontext import open_device, trace
+from tt_flux_kontext.backend import ttnn
+
+PICTURE = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+EDIT = {"image": PICTURE, "_auto_resize": False, "num_inference_steps": 2, "output_type": "pt"}
+OTHER = {"image": PICTURE.resize((48, 64)), "height": 48, "width": 64}
+MODELS = 3  # that have one
+
+
+@pytest.fixture
+def pipe(tiny_checkpoint, mesh_device):
+    return load(tiny_checkpoint, mesh_device)
+
+
+def edit(pipe, **arguments) -> tuple[torch.Tensor, int, int]:
+    """The picture, and how many traces were captured and replayed. A capture is replayed too."""
+    picture, calls = run(pipe, **EDIT | arguments)
+    return picture, calls["begin_trace_capture"], calls["execute_trace"]
+
+
+def counts(pipe, *edits: dict) -> list[tuple[int, int]]:
+    return [edit(pipe, **arguments)[1:] for arguments in edits]
+
+
+@pytest.mark.parametrize(
+    "system,split,turns",
+    [("n150", None, 1), ("n300", (1, 2), 2), pytest.param("t3k", (4, 2), 2, marks=pytest.mark.slow)],
+)
+def test_edits_of_one_form(tiny_checkpoint, monkeypatch, system, split, turns):
+    """The first one runs, the second is captured, later ones are replayed, to the bit. What changes reaches them."""
+    with open_device(f"emulated:{system}") as device:
+        pipe = load(tiny_checkpoint, device, split)
+        edits = [{}, {}, {"prompt": "another"}, {"image": PICTURE.rotate(90)}, {}]
+        results = [run(pipe, **EDIT | each) for each in edits]
+        captures = [calls["begin_trace_capture"] for _, calls in results]
+        # Of the VAE's maps halos are exchanged an odd number of times, so that every other call has the other buffers.
+        assert captures == [0, MODELS, 0 if turns == 1 else MODELS - 1, 0, 0]
+        assert [calls["execute_trace"] for _, calls in results] == [0, *[MODELS] * 4]
+        few, many = sum(results[-1][1].values()), sum(results[0][1].values())
+        assert few < many / 3
+        monkeypatch.setenv(trace.VARIABLE, "off")
+        for each, (traced, _) in zip(edits, results, strict=True):
+            assert torch.equal(run(pipe, **EDIT | each)[0], traced)
+        assert not any(chip.traces for chip in device.chips)
+
+
+def test_inputs_of_one_edit(pipe, monkeypatch):
+    """Several for one model: what it made of the one before is on the host by then."""
+    several = {"prompt": ["a", "b"], "negative_prompt": "c", "true_cfg_scale": 2.0, "reference_images": [PICTURE]}
+    results = [edit(pipe, **several) for _ in range(3)]
+    assert [captures for _, captures, _ in results] == [0, MODELS, 0]
+    assert results[2][2] == 4 + 2 + 2  # prompts, pictures, results
+    monkeypatch.setenv(trace.VARIABLE, "off")
+    untraced, *_ = edit(pipe, **several)
+    assert all(torch.equal(result, untraced) for result, *_ in results)
+
+
+def test_another_form(pipe):
+    """Traces begin anew with a second edit of it. Where forms change within an edit, or from edit to edit, are none."""
+    kept, none = (0, MODELS), (0, 0)
+    assert counts(pipe, {}, {}, {}) == [none, (MODELS, MODELS), kept]
+    assert counts(pipe, OTHER)[0][0] == 0
+    assert counts(pipe, OTHER, OTHER) == [none, (MODELS, MODELS)]
+    mixed = {"reference_images": [OTHER["image"]], "reference_method": "offset"}
+    assert [captures for captures, _ in counts(pipe, mixed, mixed, mixed)[1:]] == [0, 0]
+
+
+def test_encode_and_decode_share_them(pipe):
+    for _ in range(3):
+        picture, *_ = edit(pipe)
+    latents = pipe.encode(PICTURE, _auto_resize=False)
+    decoded = pipe.decode(latents, 32, 32, output_type="pt")
+    again, captures, replays = edit(pipe)
+    assert (captures, replays) == (0, MODELS) and torch.equal(again, picture)
+    assert torch.equal(decoded, pipe.decode(latents, 32, 32, output_type="pt"))
+
+
+def test_weights_that_move(pipe, monkeypatch):
+    """Take all traces with them: one that lies elsewhere would be read where it was."""
+    for _ in range(3):
+        edit(pipe)
+    models = pipe._editor.models
+    models.release("t5")
+    assert not models.device.traces
+    assert counts(pipe, {}, {}, {}) == [(0, 0), (MODELS, MODELS), (0, MODELS)]
+    leave_no_room(monkeypatch)
+    assert counts(pipe, {}, {}, {}) == [(0, 0)] * 3 and not models.device.traces
+
+
+def test_what_others_put_on_the_device(pipe):
+    """It may lie where a trace writes: the traces are made anew around it."""
+    for _ in range(3):
+        picture, *_ = edit(pipe)
+    theirs = ttnn.from_torch(torch.ones(64, 64), layout=ttnn.TILE_LAYOUT, device=pipe._editor.device)
+    again, captures, replays = edit(pipe)
+    assert (captures, replays) == (MODELS, MODELS) and torch.equal(again, picture)
+    assert counts(pipe, {}) == [(0, MODELS)] and torch.equal(ttnn.to_torch(theirs), torch.ones(64, 64))
+
+
+def test_an_edit_that_fails(pipe):
+    def fail(pipe, step, timestep, tensors):
+        raise ZeroDivisionError
+
+    for _ in range(3):
+        picture, *_ = edit(pipe)
+    with pytest.raises(ZeroDivisionError):
+        edit(pipe, callback_on_step_end=fail)
+    for _ in range(2):
+        assert torch.equal(edit(pipe)[0], picture)
+
+
+def test_no_room(pipe, monkeypatch):
+    monkeypatch.setattr(trace, "ROOM", 13_000_000_000)
+    assert counts(pipe, {}, {}) == [(0, 0)] * 2
