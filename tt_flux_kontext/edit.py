@@ -8,9 +8,9 @@ from functools import partial
 from itertools import chain, islice
 
 import torch
-from loguru import logger
 
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.checkpoint.tokenizers import token_ids
 from tt_flux_kontext.denoising import Condition, Denoiser, Images, images_of
 from tt_flux_kontext.models.transformer import Positions
 from tt_flux_kontext.models.vae import to_picture, to_tokens
@@ -154,7 +154,7 @@ class Editor:
                 continue
             length = self.tokenizer.model_max_length
             rest = f"T5 still reads the first {edit.max_sequence_length}." if text.t5 == text.clip else ""
-            ids = _token_ids(self.tokenizer, text.clip, length, "CLIP", rest)
+            ids = token_ids(self.tokenizer, text.clip, length, "CLIP", rest)
             pooled += map(self.models["clip"], ids)
         yield Phase("clip")
         return [matrix if isinstance(matrix, torch.Tensor) else _matrix(matrix) for matrix in pooled]
@@ -165,7 +165,7 @@ class Editor:
             row
             for text in edit.texts
             if text.embeds is None
-            for row in _token_ids(self.tokenizer_2, text.t5, edit.max_sequence_length, "T5")
+            for row in token_ids(self.tokenizer_2, text.t5, edit.max_sequence_length, "T5")
         ]
         made = iter((yield from self._run("t5", zip(ids), _matrix)))
         given = [[None] * len(text.t5) if text.embeds is None else text.embeds for text in edit.texts]
@@ -304,14 +304,3 @@ def _changed(name: str, tensor, shape: Sequence[int]) -> torch.Tensor:
     if not tensor.isfinite().all():
         raise ValueError(f"`{name}` from the callback has values that are NaN or infinite.")
     return tensor.detach().to("cpu", torch.float32)
-
-
-def _token_ids(tokenizer, prompts: list[str], length: int, encoder: str, rest: str = "") -> torch.Tensor:
-    """int64 [B, length], padded; what doesn't fit is cut off with a warning that names the encoder."""
-    # without verbose=False transformers would warn of indexing errors, which there are none of after the cut
-    for prompt, ids in dict(zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True)).items():
-        if len(ids) > length:
-            lost = tokenizer.decode(ids[length - 1 : -1])
-            read = f"{encoder} reads the first {length} of {len(ids)} tokens of the prompt '{prompt[:40]}...'"
-            logger.warning(f"{read}, not '{lost}'. {rest}".rstrip())
-    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+from loguru import logger
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from tt_flux_kontext.checkpoint.files import CheckpointError, check_fields, present, read_json
@@ -34,6 +36,17 @@ def load_t5_tokenizer(folder: Path, vocabulary: int) -> T5TokenizerFast:
     """T5's tokenizer of a checkpoint; as for CLIP's, but that T5 takes any number of tokens."""
     _read_config(folder)
     return _load(T5TokenizerFast, folder, _T5_FILES, vocabulary)
+
+
+def token_ids(tokenizer, prompts: list[str], length: int, encoder: str, rest: str = "") -> torch.Tensor:
+    """int64 [B, length], padded; what doesn't fit is cut off with a warning that names the encoder."""
+    # without verbose=False transformers would warn of indexing errors, which there are none of after the cut
+    for prompt, ids in dict(zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True)).items():
+        if len(ids) > length:
+            lost = tokenizer.decode(ids[length - 1 : -1])
+            read = f"{encoder} reads the first {length} of {len(ids)} tokens of the prompt '{prompt[:40]}...'"
+            logger.warning(f"{read}, not '{lost}'. {rest}".rstrip())
+    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
 def _read_config(folder: Path) -> dict:
