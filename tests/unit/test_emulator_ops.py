@@ -186,14 +186,6 @@ def test_products_larger_than_a_tile_of_output(put, randn, monkeypatch):
     assert error(out, F.silu(x @ w + b)) < BF16_ERROR
 
 
-def test_native_bf16_route_agrees(put, randn, monkeypatch):
-    x, w = randn(64, 128), randn(128, 64)
-    monkeypatch.setattr(gemm, "has_native_bf16", lambda device_type: True)
-    monkeypatch.setattr(gemm, "GROUPED_TERMS", 0)
-    for fidelity in ("HiFi3", "HiFi4"):
-        assert error(ttnn.linear(put(x), put(w), compute_kernel_config=config(fidelity)), x @ w) < BF16_ERROR
-
-
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "relu"])
 def test_fused_activations(put, randn, name):
     reference = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}.get(name) or getattr(F, name)

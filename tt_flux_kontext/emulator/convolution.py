@@ -6,7 +6,7 @@ from .checks import check, check_dtype, check_layout, check_operands, describe
 from .device import MeshDevice
 from .eltwise import FLOATS, activation_of
 from .formats import as_multiplied, pack, storage_dtype
-from .gemm import ACCURATE, add_bias, exact_operands, is_grouped, product
+from .gemm import ACCURATE, add_bias, exact_operands, fuses_natively, is_grouped, product
 from .grouped_sums import GROUP
 from .mesh import per_chip
 from .tensor import Tensor
@@ -89,7 +89,13 @@ def conv2d(
     out = torch.empty(batch_size, *size, out_channels, dtype=storage_dtype(dtype), device=images.device)
     offset = None if bias is None else bias.values.view(out_channels)
     activation = None if conv_config.activation is None else activation_of(op, conv_config.activation)
-    grouped = is_grouped(size[0] * size[1] * weight.values.numel(), images.device)
+    config = compute_config or ACCURATE
+    check(config.math_fidelity is not MathFidelity.Invalid, op, "the compute config has no math fidelity")
+    taps = weight.values.view(*kernel, in_channels, out_channels)
+    grouped = is_grouped(size[0] * size[1] * taps.numel(), images.device)
+    # torch adds the bias before it rounds.
+    native = config.fp32_dest_acc_en and not grouped and dtype is DataType.BFLOAT16 and activation is None
+    native = native and fuses_natively(images, taps, *([] if offset is None else [offset]))
     rows = max(1, OUTPUT_ELEMENTS // (size[1] * out_channels))
     for image, target in zip(images, out):
         for start in range(0, size[0], rows):
@@ -98,8 +104,10 @@ def conv2d(
             band = image[max(first, 0) : max(min(last, input_height), 0)]
             edges = (0, 0, left, right, max(-first, 0), max(last - input_height, 0))
             band = torch.nn.functional.pad(band, edges)
-            taps = weight.values.view(*kernel, in_channels, out_channels)
-            tile = _convolve(band, taps, stride, dilation, compute_config or ACCURATE, grouped)
+            if native:
+                target[start:stop] = _exact_convolution(band, taps, offset, stride, dilation, config, torch.bfloat16)
+                continue
+            tile = _convolve(band, taps, stride, dilation, config, grouped)
             if offset is not None:
                 tile = add_bias(tile, offset)
             if activation is not None:
@@ -136,15 +144,18 @@ def _prepared_bias(op, bias, device, outputs, dtype):
 
 def _convolve(band, weight, stride, dilation, config, grouped: bool) -> torch.Tensor:
     """``band[H, W, C]`` (padded) with ``weight[kh, kw, C, O]``: fp32 ``[Ho, Wo, O]``. ``grouped``: see ``product``."""
-    check(config.math_fidelity is not MathFidelity.Invalid, "conv2d", "the compute config has no math fidelity")
     if grouped or not config.fp32_dest_acc_en:
         return _convolve_as_product(band, weight, stride, dilation, config, grouped)
-    image, filters = as_multiplied(band).permute(2, 0, 1).unsqueeze(0), as_multiplied(weight).permute(3, 2, 0, 1)
-    pixels, weights = (
-        values.to(torch.float32, memory_format=torch.channels_last)
-        for values in exact_operands(image, filters, config.math_fidelity)
-    )
-    return torch.nn.functional.conv2d(pixels, weights, stride=stride, dilation=dilation)[0].permute(1, 2, 0)
+    return _exact_convolution(band, weight, None, stride, dilation, config, torch.float32)
+
+
+def _exact_convolution(band, weight, bias, stride, dilation, config, dtype: torch.dtype) -> torch.Tensor:
+    """``dtype``: of the result; the operands are exact in it."""
+    # torch transposes two dimensions many times as quickly as four.
+    filters = weight.flatten(0, 2).mT.contiguous().view(weight.shape[3], *weight.shape[:3])
+    operands = exact_operands(as_multiplied(band)[None], as_multiplied(filters), config.math_fidelity)
+    pixels, filters = (values.to(dtype).permute(0, 3, 1, 2) for values in operands)
+    return torch.nn.functional.conv2d(pixels, filters, bias, stride=stride, dilation=dilation)[0].permute(1, 2, 0)
 
 
 def _convolve_as_product(band, weight, stride, dilation, config, grouped):

@@ -7,16 +7,19 @@ product, so that only products up to ``GROUPED_TERMS`` do, on a CPU, which agree
 differ from them by 1e-3, and from the truth by as much as the kernels. The other phases round likewise, 32 times as
 finely and more, which is left out.
 
-Products are in fp32, to which bf16 operands are converted tile by tile: torch's bf16 product is two orders of magnitude
-slower on a CPU without units for it. On one with them it is quicker than fp32, but torch gives its result in bf16; it
-is taken where that is all that is asked for: a large product that nothing is added to.
+Products are in fp32, to which bf16 operands are converted tile by tile: torch's bf16 product is several times slower on
+a CPU without units for it. On one with them it is quicker than fp32, but torch gives its result in bf16; it is taken
+for large products where that is asked for, with the bias and the GELU that oneDNN applies before it rounds. Roundings
+on the way to those, to 11 significant bits, are left out there.
 """
 
 import functools
+import platform
 from collections.abc import Callable
 
 import torch
 
+from . import vector_unit
 from .checks import check
 from .formats import (
     aligned_sum,
@@ -26,6 +29,7 @@ from .formats import (
     multiplier_phases,
     pack,
     round_to_bf16_,
+    storage_dtype,
 )
 from .grouped_sums import grouped_sums
 from .types import DataType, MathFidelity, WormholeComputeKernelConfig
@@ -44,8 +48,18 @@ K_STEP = 16
 K_BLOCK = 128
 """Terms a core sums before the packer adds them to the partial result in L1 (four tiles, a common ``in0_block_w``)."""
 
+X86 = platform.machine() in ("x86_64", "AMD64")
+FUSED = {None: ("none", ""), vector_unit.gelu: ("gelu", "none"), vector_unit.gelu_tanh: ("gelu", "tanh")}
+"""Activations that oneDNN applies to a product before it rounds, by its names."""
+
 Finish = Callable[[torch.Tensor, slice, slice], torch.Tensor]
 """``finish(tile, rows, columns)``: what follows product and bias, on an fp32 tile; returns the tile."""
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def copied(tile: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
+    """The ``Finish`` of a product that comes to what follows through a source register."""
+    return as_multiplied(tile)
 
 
 def gemm(
@@ -53,30 +67,34 @@ def gemm(
     in1: torch.Tensor,
     config: WormholeComputeKernelConfig,
     dtype: DataType,
-    out: torch.Tensor,
     bias: torch.Tensor | None = None,
     finish: Finish | None = None,
-) -> None:
-    """``out[M, N] = finish(in0[M, K] @ in1[K, N] + bias[1 or M, N])``, packed as ``dtype``.
+    activation: Activation | None = None,
+) -> torch.Tensor:
+    """``activation(finish(in0[M, K] @ in1[K, N] + bias[1 or M, N]))``, packed as ``dtype``.
 
     Operands are bf16 or fp32, of any strides. The matrix unit adds the bias, to the product in L1.
     """
     check(config.math_fidelity is not MathFidelity.Invalid, "matmul", "the compute kernel config has no math fidelity")
     grouped = is_grouped(in0.numel() * in1.shape[1], in0.device)
+    exact = config.fp32_dest_acc_en and not grouped
+    if exact and dtype is DataType.BFLOAT16 and finish in (None, copied) and is_native(in0, in1, bias, activation):
+        return native_product(in0, in1, config.math_fidelity, bias, activation)
+    out = torch.empty(in0.shape[0], in1.shape[1], dtype=storage_dtype(dtype), device=in0.device)
     for row in range(0, out.shape[0], ROWS):
         rows = slice(row, min(row + ROWS, out.shape[0]))
         left = in0[rows]
         for column in range(0, out.shape[1], COLUMNS):
             columns = slice(column, min(column + COLUMNS, out.shape[1]))
-            if dtype is DataType.BFLOAT16 and bias is None and finish is None:
-                out[rows, columns] = bf16_product(left, in1[:, columns], config, grouped)
-                continue
             tile = product(left, in1[:, columns], config, grouped)
             if bias is not None:
                 tile = add_bias(tile, bias[rows if bias.shape[0] > 1 else slice(0, 1), columns])
             if finish is not None:
                 tile = finish(tile, rows, columns)
+            if activation is not None:
+                tile = activation(tile)
             out[rows, columns] = pack(tile, dtype)
+    return out
 
 
 def add_bias(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -88,17 +106,20 @@ def is_grouped(terms: int, device: torch.device) -> bool:
     return terms <= GROUPED_TERMS and device.type == "cpu"
 
 
-def bf16_product(
+def native_product(
     in0: torch.Tensor,
     in1: torch.Tensor,
-    config: WormholeComputeKernelConfig,
-    grouped: bool,
+    fidelity: MathFidelity,
+    bias: torch.Tensor | None,
+    activation: Activation | None,
 ) -> torch.Tensor:
-    """``in0[M, K] @ in1[K, N]``, rounded once to bf16; see ``product``."""
-    if config.fp32_dest_acc_en and not grouped and multiplies_natively(in0, in1):
-        pair = exact_operands(in0, in1, config.math_fidelity)
-        return torch.mm(*pair)
-    return pack(product(in0, in1, config, grouped), DataType.BFLOAT16)
+    """``activation(in0[M, K] @ in1[K, N] + bias[1, N])`` of bf16 tensors, rounded once to bf16; where ``is_native``."""
+    in0, in1 = exact_operands(in0, in1, fidelity)
+    if bias is None and activation is None:
+        return torch.mm(in0, in1)
+    name, algorithm = FUSED[activation]
+    row = None if bias is None else bias[0]
+    return torch.ops.mkldnn._linear_pointwise(in0, in1.mT, row, name, [], algorithm)
 
 
 def product(
@@ -139,14 +160,32 @@ def exact_operands(in0: torch.Tensor, in1: torch.Tensor, fidelity: MathFidelity)
     return pair
 
 
+def is_native(in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, activation: Activation | None) -> bool:
+    """Whether there are units for a product in bf16, and for what follows it before the one rounding."""
+    if bias is None and activation is None:
+        return multiplies_natively(in0, in1)
+    one_row = bias is None or bias.shape[0] == 1
+    return one_row and activation in FUSED and fuses_natively(in0, in1, *([] if bias is None else [bias]))
+
+
 def multiplies_natively(*operands: torch.Tensor) -> bool:
     """Whether this CPU (or GPU) has units for them: all are bf16, and so the result."""
     return all(operand.dtype is torch.bfloat16 for operand in operands) and has_native_bf16(operands[0].device.type)
 
 
+def fuses_natively(*operands: torch.Tensor) -> bool:
+    """Whether oneDNN adds a bias before it rounds, too, which is known of it on x86 only."""
+    return X86 and operands[0].device.type == "cpu" and multiplies_natively(*operands)
+
+
 @functools.cache
 def has_native_bf16(device_type: str) -> bool:
-    return device_type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device_type != "cpu":
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    # On x86 oneDNN answers yes for AVX-512 without such units too, where it converts.
+    return torch.cpu._is_avx512_bf16_supported() if X86 else torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _bf16_destination(in0, in1, config) -> torch.Tensor:

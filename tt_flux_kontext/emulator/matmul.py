@@ -7,7 +7,7 @@ import torch
 from .checks import check, check_dtype, check_layout, check_operands, describe
 from .eltwise import FLOATS, activation_of
 from .formats import aligned_sum, as_multiplied, multiplier_phases, storage_dtype
-from .gemm import ACCURATE, Finish, gemm
+from .gemm import ACCURATE, copied, gemm
 from .mesh import per_chip
 from .tensor import Tensor, device_tensor
 from .types import (
@@ -89,7 +89,7 @@ def _matmul(
     if config is None:
         config = _default_config(a, b, program_config is not None or core_grid is not None)
     rows = _bias_rows(op, bias, left.shape[-2], right.shape[-1])
-    finish = _finish(op, activation)
+    function = None if activation is None else activation_of(op, activation)
     dtype = dtype or a.dtype
     left_batch, right_batch = left.shape[:-2], right.shape[:-2]
     if right_batch.numel() == 1:
@@ -100,22 +100,15 @@ def _matmul(
                 op,
                 f"a bias of several rows {describe(bias)} needs a batch of 1, got {describe(a)}",
             )
-        out = _empty(shape, dtype, left)
-        gemm(
-            left.reshape(-1, left.shape[-1]),
-            right.reshape(right.shape[-2:]),
-            config,
-            dtype,
-            out.view(-1, shape[-1]),
-            rows,
-            finish,
-        )
+        flat = left.reshape(-1, left.shape[-1])
+        out = gemm(flat, right.reshape(right.shape[-2:]), config, dtype, rows, activation=function).view(shape)
     else:
         check(left_batch == right_batch or left_batch.numel() == 1, op, f"batch dimensions differ in {shapes}")
-        out = _empty((*right_batch, left.shape[-2], right.shape[-1]), dtype, left)
+        shape = (*right_batch, left.shape[-2], right.shape[-1])
+        out = torch.empty(shape, dtype=storage_dtype(dtype), device=left.device)
         lefts = left.expand(*right_batch, *left.shape[-2:]).flatten(0, -3)
-        for pair in zip(lefts, right.flatten(0, -3), out.flatten(0, -3)):
-            gemm(*pair[:2], config, dtype, pair[2], rows, finish)
+        for *pair, part in zip(lefts, right.flatten(0, -3), out.flatten(0, -3)):
+            part.copy_(gemm(*pair, config, dtype, rows, activation=function))
     return device_tensor(out, a, dtype=dtype, memory_config=memory_config)
 
 
@@ -249,30 +242,20 @@ def _minimal(op, parts, weight, bias, activation, dtype, config, last=None) -> t
         check(one_row, op, f"the bias must be one row of N = {width}, got {describe(bias)}")
     dtype = dtype or x.dtype
     values = x.values if len(parts) == 1 else torch.cat([part.values for part in parts], -1)
-    out = _empty((*x.shape[:-1], width), dtype, values)
-    finish = last or _finish(op, activation)
-    if bias is None and last is None and (finish or dtype is DataType.FLOAT32):
-        finish = _copied(finish)
-    gemm(
+    function = None if activation is None else activation_of(op, activation)
+    # Without a bias the product comes to what follows as it is copied.
+    if bias is None and last is None and (function or dtype is DataType.FLOAT32):
+        last = copied
+    out = gemm(
         values.reshape(-1, inner),
         weight.values.reshape(inner, width),
         config or ACCURATE,
         dtype,
-        out.view(-1, width),
         _bias_rows(op, bias, x.shape[-2], width),
-        finish,
+        last,
+        function,
     )
-    return out
-
-
-def _copied(finish: Finish | None) -> Finish:
-    """Without a bias the product comes to what follows as it is copied: through a source register."""
-
-    def copied(tile, rows, columns):
-        tile = as_multiplied(tile)
-        return tile if finish is None else finish(tile, rows, columns)
-
-    return copied
+    return out.view(*x.shape[:-1], width)
 
 
 def _check_matmul_operands(op, a, b, bias):
@@ -300,15 +283,3 @@ def _bias_rows(op, bias, rows, width) -> torch.Tensor | None:
     fits = bias.shape[-1] == width and lines in (1, rows)
     check(fits, op, f"the bias must be [1 or {rows}, {width}], got {describe(bias)}")
     return bias.values.reshape(lines, width)
-
-
-def _finish(op, activation) -> Finish | None:
-    """The activation, which follows product and bias in fp32."""
-    if activation is None:
-        return None
-    function = activation_of(op, activation)
-    return lambda tile, rows, columns: function(tile)
-
-
-def _empty(shape, dtype, like) -> torch.Tensor:
-    return torch.empty(shape, dtype=storage_dtype(dtype), device=like.device)
