@@ -7,10 +7,10 @@ product, so that only products up to ``GROUPED_TERMS`` do, on a CPU, which agree
 differ from them by 1e-3, and from the truth by as much as the kernels. The other phases round likewise, 32 times as
 finely and more, which is left out.
 
-Products are in fp32, to which bf16 operands are converted tile by tile: torch's bf16 product is several times slower on
-a CPU without units for it. On one with them it is quicker than fp32, but torch gives its result in bf16; it is taken
-for large products where that is asked for, with the bias and the GELU that oneDNN applies before it rounds. Roundings
-on the way to those, to 11 significant bits, are left out there.
+Products are in fp32, to which bf16 operands are converted tile by tile: torch's bf16 product is four to a hundred times
+slower on a CPU without units for it. On one with them it is quicker than fp32, but torch gives its result in bf16; it
+is taken for large products where that is asked for. On x86 oneDNN adds a bias and applies GELU before it rounds; the
+cuts to 11 significant bits on the way are left out there, so that one element in ten comes out next to fp32's.
 """
 
 import functools
