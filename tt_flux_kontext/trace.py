@@ -139,7 +139,7 @@ class _Call:
 
     def __init__(self, model: FromHost, x: "ttnn.Tensor", form):
         self.model, self.x, self.form = model, x, form
-        self.traced = None
+        self.placed = self.traced = None
 
     def place(self, mesh: Mesh) -> None:
         self.placed = ttnn.to_device(self.x, mesh.device)

@@ -1,9 +1,12 @@
 """Sums of products as the matrix unit forms them: of every 8 terms each is rounded to one grid.
 
 The grid lies 10 bits below the largest exponent in a group, ties go away from zero, and sums of groups are fp32. An
-exponent is that of two leading bits' product, before the mantissas' product carries into it. It is compiled as a loop,
-for one thread: made of whole-tensor operations it takes five times as long.
+exponent is that of two leading bits' product, before the mantissas' product carries into it. It is compiled as a loop:
+made of whole-tensor operations it takes five times as long.
 """
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -20,6 +23,8 @@ NO_TIES = 1 + 2.0**-13
 """Terms so much larger are no ties, and none of them reaches the next multiple."""
 _SMALLEST = np.float32(2.0**-63)
 """Smaller values count as this much, so that products of powers are not denormal."""
+THREADED_TERMS = 1 << 20
+"""Terms of the smallest product that several threads share: a millisecond's."""
 _COLUMNS = 512
 """Columns worked on at a time: 8 rows of them, and of their powers, stay in a core's first cache."""
 
@@ -35,9 +40,24 @@ def grouped_sums(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     powers = leading_power(left).clamp_(min=_SMALLEST).mul_(GRID)
     out = left.new_zeros(*left.shape[:2], right.shape[2])
     arrays = [tensor.numpy() for tensor in (left * NO_TIES, powers, right, right.view(torch.int32), out)]
-    for batch in zip(*arrays):
-        _add_products(*batch)
+    columns = right.shape[2]
+    threads = torch.get_num_threads() if left.numel() * columns >= THREADED_TERMS else 1
+    width = columns if len(left) >= threads else -(-columns // threads)
+    # An element is summed by one thread: how many there are changes no bit.
+    parts = [
+        (*batch, start, min(start + width, columns)) for batch in zip(*arrays) for start in range(0, columns, width)
+    ]
+    if threads == 1:
+        for part in parts:
+            _add_products(*part)
+    else:
+        list(_threads(threads).map(_add_products, *zip(*parts)))
     return out
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count)
 
 
 def _compiled(function):
@@ -50,13 +70,16 @@ def _compiled(function):
 
 
 @_compiled
-def _add_products(left, left_powers, right, right_bits, out):
-    """Adds ``left[M, K] @ right[K, N]`` to ``out``. The inner loop becomes vector instructions."""
-    terms, columns = right.shape
+def _add_products(left, left_powers, right, right_bits, out, start, stop):
+    """Adds ``left[M, K] @ right[K, N]`` to ``out``, in columns from ``start`` to ``stop``.
+
+    The inner loop becomes vector instructions.
+    """
+    terms = len(right)
     powers = np.empty((8, _COLUMNS), np.float32)
     bits = powers.view(np.int32)
-    for column in range(0, columns, _COLUMNS):
-        some = slice(column, min(column + _COLUMNS, columns))
+    for column in range(start, stop, _COLUMNS):
+        some = slice(column, min(column + _COLUMNS, stop))
         for k in range(0, terms, 8):
             for j in range(8):
                 for n in range(some.stop - column):
