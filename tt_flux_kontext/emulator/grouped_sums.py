@@ -23,8 +23,8 @@ NO_TIES = 1 + 2.0**-13
 """Terms so much larger are no ties, and none of them reaches the next multiple."""
 _SMALLEST = np.float32(2.0**-63)
 """Smaller values count as this much, so that products of powers are not denormal."""
-THREADED_TERMS = 1 << 20
-"""Terms of the smallest product that several threads share: a millisecond's."""
+THREADED_TERMS = 1 << 24
+"""Terms of the smallest product that several threads share: some milliseconds of one."""
 _COLUMNS = 512
 """Columns worked on at a time: 8 rows of them, and of their powers, stay in a core's first cache."""
 
