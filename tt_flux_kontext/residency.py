@@ -295,8 +295,7 @@ class Models:
     def _make_room(self, needed: int) -> None:
         """Edits need the models in turn, so the one used last is the one needed last: it goes first."""
         while self._resident and dram_bytes(self.device)[0] < needed:
-            name, _ = self._resident.popitem()
-            self._replays.forget(name)
+            self.release(next(reversed(self._resident)))
 
 
 def _splits(mesh: Mesh, configs: dict, split: tuple[int, int] | None) -> dict[str, Parallel]:
