@@ -121,11 +121,11 @@ class Replays:
         try:
             return call(x)
         except BaseException:
-            self._release()
+            self.forget(name)  # it may not have run to its end, without which nothing can be captured
             raise
 
     def forget(self, name: str) -> None:
-        """A model comes to the device, or leaves it."""
+        """A model comes to the device, leaves it, or fails."""
         self._release()
         self._calls.pop(name, None)
 

@@ -10,6 +10,7 @@ from tests.unit.test_residency import leave_no_room
 from tests.unit.test_trace import load, run
 from tt_flux_kontext import open_device, trace
 from tt_flux_kontext.backend import ttnn
+from tt_flux_kontext.models.vae import Decoder
 
 PICTURE = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
 EDIT = {"image": PICTURE, "_auto_resize": False, "num_inference_steps": 2, "output_type": "pt"}
@@ -117,6 +118,18 @@ def test_an_edit_that_fails(pipe):
         edit(pipe, callback_on_step_end=fail)
     for _ in range(2):
         assert torch.equal(edit(pipe)[0], picture)
+
+
+def test_a_model_that_is_broken_off(pipe, monkeypatch):
+    """In its first run, before all of its programs are there: the next edit can't capture it yet."""
+
+    def break_off(decoder, latents):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Decoder, "decode", break_off)
+        edit(pipe)
+    assert counts(pipe, {}, {}) == [(MODELS - 1, MODELS - 1), (MODELS, MODELS)]
 
 
 def test_no_room(pipe, monkeypatch):
