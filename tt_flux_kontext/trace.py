@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from weakref import WeakSet
 
 from tt_flux_kontext.backend import STAND_INS, ttnn
 from tt_flux_kontext.mesh import Mesh
@@ -79,10 +80,14 @@ class Replays:
 
     The calls of an edit are captured when those of the edit before had the same forms. What lasts on the device has to
     be there before the first of these traces, or it may lie where they write: weights, places of inputs, what a model
-    keeps for a form, what others put there. So all traces go when any of that changes.
+    keeps for a form, what others put there. So all traces go when any of that changes, and when another pipeline on the
+    device begins: it may leave as much memory free as it found, and its tensors elsewhere.
     """
 
+    _all: "WeakSet[Replays]" = WeakSet()
+
     def __init__(self, mesh: Mesh):
+        self._all.add(self)
         self.mesh = mesh
         self._calls: dict[str, _Call] = {}  # by model, its last one
         self._steady = True  # whether each model's calls have been of one form since `begin`
@@ -95,6 +100,9 @@ class Replays:
             free: bytes of a chip's DRAM.
             spare: of these, what edits leave when all weights stay; 0 when they don't.
         """
+        for other in self._all:
+            if other is not self and other.mesh.device is self.mesh.device:
+                other._release()
         if free != self._left_free:
             self._release()
         traced = [call.traced is not None for call in self._calls.values()]

@@ -108,6 +108,18 @@ def test_what_others_put_on_the_device(pipe):
     assert counts(pipe, {}) == [(0, MODELS)] and torch.equal(ttnn.to_torch(theirs), torch.ones(64, 64))
 
 
+def test_two_pipelines_on_a_device(tiny_checkpoint, mesh_device):
+    """Each begins anew after the other, though it finds as much memory as it left."""
+    pipes = first, second = [load(tiny_checkpoint, mesh_device) for _ in range(2)]
+    picture, *_ = edit(first)
+    for pipe in (first, first, second, second, second):
+        assert torch.equal(edit(pipe)[0], picture)
+    for pipe in pipes * 2:
+        again, captures, replays = edit(pipe)
+        assert (captures, replays) == (MODELS, MODELS) and torch.equal(again, picture)
+    assert len(mesh_device.traces) == MODELS
+
+
 def test_an_edit_that_fails(pipe):
     def fail(pipe, step, timestep, tensors):
         raise ZeroDivisionError
