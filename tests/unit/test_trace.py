@@ -73,6 +73,15 @@ def test_traces_change_no_bit(tiny_checkpoint, monkeypatch, system, split, argum
         assert torch.equal(traced, untraced)
 
 
+def test_an_edit_that_is_watched(tiny_checkpoint):
+    """On a mesh too it is the same to the bit."""
+    with open_device("emulated:n300") as device:
+        pipe = load(tiny_checkpoint, device)
+        arguments = FAST | {"output_type": "pt", "num_inference_steps": 1}
+        plain = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
+        assert torch.equal(run(pipe, **arguments)[0], plain)
+
+
 def test_tables_of_some_steps_at_a_time(tiny_checkpoint, mesh_device, monkeypatch):
     """Each has a trace of its own; too few steps have none."""
     monkeypatch.setattr(edit, "TABLE_STEPS", 5)

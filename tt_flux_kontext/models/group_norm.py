@@ -87,7 +87,7 @@ class SplitGroupNorm:
         self.norm_config = weights.norm_config
 
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        means, variances = (self._of_parts(x, moment) for moment in (ttnn.mean, ttnn.var))
+        means, variances = self._of_parts(x, ttnn.mean), self._of_parts(x, ttnn.var, correction=False)
         fill = x.rows.all / x.rows.height
         mean = self._joined(means, fill)
         difference = ttnn.subtract(means, mean)
@@ -99,14 +99,13 @@ class SplitGroupNorm:
         shift = ttnn.addcmul(self.bias, mean, scale, value=-1.0)
         return x._replace(values=ttnn.addcmul(shift, x.values, scale))
 
-    def _of_parts(self, x: FeatureMap, moment) -> "ttnn.Tensor":
-        """A moment of each channel in all parts of all chips, [1, 1, parts, channels]."""
+    def _of_parts(self, x: FeatureMap, moment, **arguments) -> "ttnn.Tensor":
+        """A moment of each channel in all parts of all chips, [1, 1, parts, channels]. `arguments`: of its op."""
         positions = x.height * x.width
         tiles, rest = divmod(positions, ttnn.TILE_SIZE)
         parts = 1 if rest else math.gcd(tiles, _PARTS)  # where they are whole tiles, which no op has to rearrange
         values = ttnn.reshape(x.values, (1, parts, positions // parts, self.channels))
-        correction = {"correction": False} if moment is ttnn.var else {}
-        moments = moment(values, dim=2, keepdim=True, compute_kernel_config=self.norm_config, **correction)
+        moments = moment(values, dim=2, keepdim=True, compute_kernel_config=self.norm_config, **arguments)
         moments = ttnn.reshape(moments, (1, 1, parts, self.channels))  # fewer tiles to send
         moments = self.parallel.all_gather_rows(moments, dim=1)
         return ttnn.reshape(moments, (1, 1, self.parallel.sp * parts, self.channels))
