@@ -7,6 +7,7 @@ from functools import partial
 from weakref import WeakSet
 
 from tt_flux_kontext.backend import STAND_INS, ttnn
+from tt_flux_kontext.device import dram_bytes
 from tt_flux_kontext.mesh import Mesh
 from tt_flux_kontext.models.from_host import FromHost
 
@@ -92,6 +93,7 @@ class Replays:
         self._calls: dict[str, _Call] = {}  # by model, its last one
         self._steady = True  # whether each model's calls have been of one form since `begin`
         self._left_free: int | None = None  # by the last edit
+        self._before_replays: int | None = None  # what was free after the last replay, when the next one begins
 
     def begin(self, free: int, spare: int) -> None:
         """Edits begin.
@@ -126,8 +128,12 @@ class Replays:
             self._steady &= call is None
             self._release()
             call = self._calls[name] = _Call(model, x, form)
+        if self._before_replays not in (None, self._free()):
+            self._release()  # something has come since, and may lie where they write
         try:
-            return call(x)
+            made = call(x)
+            self._before_replays = self._free() if call.traced else None
+            return made
         except BaseException:
             self.forget(name)  # it may not have run to its end, without which nothing can be captured
             raise
@@ -137,7 +143,12 @@ class Replays:
         self._release()
         self._calls.pop(name, None)
 
+    def _free(self) -> int:
+        """Bytes of a chip's DRAM."""
+        return dram_bytes(self.mesh.device)[0]
+
     def _release(self) -> None:
+        self._before_replays = None
         for call in self._calls.values():
             call.release()
 

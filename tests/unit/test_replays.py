@@ -108,6 +108,20 @@ def test_what_others_put_on_the_device(pipe):
     assert counts(pipe, {}) == [(0, MODELS)] and torch.equal(ttnn.to_torch(theirs), torch.ones(64, 64))
 
 
+def test_what_a_callback_leaves_on_the_device(pipe):
+    """It came after the traces, and before the decoder's next replay."""
+    for _ in range(3):
+        picture, *_ = edit(pipe)
+    theirs = []
+
+    def leave(pipe, step, timestep, tensors):
+        theirs.append(ttnn.from_torch(torch.ones(32, 32), layout=ttnn.TILE_LAYOUT, device=pipe._editor.device))
+
+    again, captures, replays = edit(pipe, callback_on_step_end=leave)
+    assert (captures, replays) == (0, MODELS - 1) and torch.equal(again, picture)
+    assert counts(pipe, {}, {}) == [(MODELS, MODELS), (0, MODELS)]
+
+
 def test_two_pipelines_on_a_device(tiny_checkpoint, mesh_device):
     """Each begins anew after the other, though it finds as much memory as it left."""
     pipes = first, second = [load(tiny_checkpoint, mesh_device) for _ in range(2)]
