@@ -13,6 +13,7 @@ from tt_flux_kontext.backend import EMULATED_SYSTEMS, choose, ttnn
 from tt_flux_kontext.mesh import system
 
 L1_SMALL_SIZE = 32768  # bytes a core: the sliding-window tables of ttnn.conv2d
+_open: "list[ttnn.MeshDevice]" = []  # by `open_device`, with parts of them
 TORCH_DEVICE = "TT_FLUX_KONTEXT_TORCH_DEVICE"  # environment variable: where torch computes for the emulated device
 
 
@@ -85,7 +86,17 @@ def open_device(
                 "missing or loose. With TT_VISIBLE_DEVICES=0 it sees the first card only."
             ) from error
         at_the_end.callback(ttnn.close_mesh_device, device)
-        yield device
+        before = len(_open)
+        _open.append(device)
+        try:
+            yield device
+        finally:
+            del _open[before:]
+
+
+def is_open(device: "ttnn.MeshDevice") -> bool:
+    """Whether `open_device` has opened it, and not closed it yet; TT-NN doesn't tell of others."""
+    return any(each is device for each in _open)
 
 
 def submeshes(device: "ttnn.MeshDevice", count: int) -> "list[ttnn.MeshDevice]":
@@ -104,7 +115,10 @@ def submeshes(device: "ttnn.MeshDevice", count: int) -> "list[ttnn.MeshDevice]":
     def longest_whole_axis(form: tuple[int, int]) -> int:
         return max((part for part, length in zip(form, device.shape) if part == length), default=0)
 
-    return device.create_submeshes(ttnn.MeshShape(*max(fitting, key=longest_whole_axis)))
+    parts = device.create_submeshes(ttnn.MeshShape(*max(fitting, key=longest_whole_axis)))
+    if is_open(device):
+        _open.extend(parts)
+    return parts
 
 
 def dram_bytes(device: "ttnn.MeshDevice") -> tuple[int, int]:

@@ -72,23 +72,23 @@ class Editor:
         self.models.reserve(*map(self.size, edits))
         results = [None] * len(edits)
         at_work = {i: self._phases(edit, alone=len(edits) == 1) for i, edit in enumerate(edits)}
-        with self.models.at_work():
-            while at_work:
-                for i, phases in list(at_work.items()):
-                    self.models.lora_scale = edits[i].lora_scale
-                    try:
-                        while event := next(phases):
-                            if isinstance(event, Phase):
-                                yield replace(event, edit=i)
-                            else:
-                                begins(event)
-                        continue
-                    except StopIteration as end:
-                        results[i] = end.value
-                    except Exception as error:
-                        traceback.clear_frames(error.__traceback__)  # their tensors take the device's memory
-                        results[i] = error
-                    del at_work[i]
+        self.models.begin()
+        while at_work:
+            for i, phases in list(at_work.items()):
+                self.models.lora_scale = edits[i].lora_scale
+                try:
+                    while event := next(phases):
+                        if isinstance(event, Phase):
+                            yield replace(event, edit=i)
+                        else:
+                            begins(event)
+                    continue
+                except StopIteration as end:
+                    results[i] = end.value
+                except Exception as error:
+                    traceback.clear_frames(error.__traceback__)  # their tensors take the device's memory
+                    results[i] = error
+                del at_work[i]
         yield results
 
     def _phases(self, edit: Edit, alone: bool) -> Iterator[str | Phase | None]:
@@ -118,14 +118,14 @@ class Editor:
 
         For this and for `decode` the models have to `reserve` what they need before.
         """
-        with self.models.at_work():
-            (latents,) = finish(self._encode_images([image]))
+        self.models.begin()
+        (latents,) = finish(self._encode_images([image]))
         return torch.stack(latents)
 
     def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Packed latents [B, tokens, 4 C] to pictures of `size` (height, width), float32 [B, 3, H, W] from -1 to 1."""
-        with self.models.at_work():
-            return finish(self._decode(latents, size))
+        self.models.begin()
+        return finish(self._decode(latents, size))
 
     def size(self, edit: Edit) -> EditSize:
         """What the edit's memory depends on; its tensors needn't be there yet."""

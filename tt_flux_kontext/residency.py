@@ -1,7 +1,6 @@
 """The models of a checkpoint, and which of them have their weights on the device."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -175,16 +174,9 @@ class Models:
             lines.append("It fits in no precision: make the pictures smaller, or take a device with more memory.")
         raise DoesNotFit("\n".join(lines))
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """While edits run, for which they `reserve` memory before, and of which nothing stays on the device."""
-        free, _ = dram_bytes(self.device)
-        stay = len(self._resident) == len(self._models)
-        self._replays.begin(free, free - max(self._workspace.values()) if stay else 0)
-        try:
-            yield
-        finally:
-            self._replays.end(dram_bytes(self.device)[0])
+    def begin(self) -> None:
+        """Says that edits begin, for which memory was reserved."""
+        self._replays.begin(max(self._workspace.values()))
 
     def fitting_precision(self, size: EditSize) -> str | None:
         """The most accurate precision in which every model fits the device alone, or None."""

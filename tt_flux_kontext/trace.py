@@ -4,10 +4,11 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 from weakref import WeakSet
 
 from tt_flux_kontext.backend import STAND_INS, ttnn
-from tt_flux_kontext.device import dram_bytes
+from tt_flux_kontext.device import dram_bytes, is_open
 from tt_flux_kontext.mesh import Mesh
 from tt_flux_kontext.models.from_host import FromHost
 
@@ -20,6 +21,14 @@ FEW_CALLS = 3  # of which one has to run first, and one or two to be captured
 def can_trace() -> bool:
     """Whether there are traces in this process: not with slow dispatch, nor on TT-NN's mock device or simulator."""
     return os.environ.get(VARIABLE) != "off" and not any(map(os.environ.get, (SLOW_DISPATCH, *STAND_INS)))
+
+
+class _Trace(NamedTuple):
+    """A trace, what of the mesh has the other turn after it, and what the work returned when it was captured."""
+
+    id: object
+    turned: frozenset
+    result: object
 
 
 class Traced:
@@ -44,7 +53,7 @@ class Traced:
         self.worth_it = calls > FEW_CALLS and can_trace()
         self._ran = ran
         self._uses: set[tuple] = set()  # of what the mesh gives out in turns
-        self._traces = {}  # by turns before it: the trace, what has the other turn after it, and what work returned
+        self._traces: dict[frozenset, _Trace] = {}  # by turns before it
 
     def __call__(self):
         if not (self.worth_it and self._ran):
@@ -52,10 +61,10 @@ class Traced:
             return self.work()
         if self.mesh.turns & self._uses not in self._traces:
             self._capture()
-        trace, turned, result = self._traces[self.mesh.turns & self._uses]
-        self.mesh.turns ^= turned
-        ttnn.execute_trace(self.mesh.device, trace, blocking=False)
-        return result
+        trace = self._traces[self.mesh.turns & self._uses]
+        self.mesh.turns ^= trace.turned
+        ttnn.execute_trace(self.mesh.device, trace.id, blocking=False)
+        return trace.result
 
     def _capture(self) -> None:
         turns, result = self.mesh.turns, None
@@ -66,91 +75,94 @@ class Traced:
         finally:
             ttnn.end_trace_capture(self.mesh.device, trace)
             self._uses = self.mesh.used
-            self._traces[turns & self._uses] = trace, turns ^ self.mesh.turns, result
+            self._traces[turns & self._uses] = _Trace(trace, turns ^ self.mesh.turns, result)
             self.mesh.turns = turns
 
     def release(self) -> None:
         """Frees the traces."""
-        for trace, *_ in self._traces.values():
-            ttnn.release_trace(self.mesh.device, trace)
+        for trace in self._traces.values():
+            ttnn.release_trace(self.mesh.device, trace.id)
         self._traces.clear()
 
 
 class Replays:
     """Calls of models whose weights stay on the device, as traces that are kept from one edit to the next.
 
-    The calls of an edit are captured when those of the edit before had the same forms. What lasts on the device has to
-    be there before the first of these traces, or it may lie where they write: weights, places of inputs, what a model
-    keeps for a form, what others put there. So all traces go when any of that changes, and when another pipeline on the
-    device begins: it may leave as much memory free as it found, and its tensors elsewhere.
+    An edit's calls are captured when in the one before no weights moved, and inputs had the same forms. What lasts on
+    the device has to be there before the first of these traces, or it may lie where they write: weights, places of
+    inputs, what a model keeps for a form, what others put there. So all traces go when any of that changes, when free
+    memory is not what the last replay left, and when another pipeline on the device begins, which may leave as much
+    free as it found, and its tensors elsewhere.
     """
 
     _all: "WeakSet[Replays]" = WeakSet()
 
     def __init__(self, mesh: Mesh):
-        self._all.add(self)
         self.mesh = mesh
+        self._all.add(self)
         self._calls: dict[str, _Call] = {}  # by model, its last one
-        self._steady = True  # whether each model's calls have been of one form since `begin`
-        self._left_free: int | None = None  # by the last edit
-        self._before_replays: int | None = None  # what was free after the last replay, when the next one begins
+        self._steady = False  # whether, since edits began, nothing has changed that makes traces go
+        self._left: int | None = None  # free by the last replay, if all traces are still there
 
-    def begin(self, free: int, spare: int) -> None:
-        """Edits begin.
-
-        Args:
-            free: bytes of a chip's DRAM.
-            spare: of these, what edits leave when all weights stay; 0 when they don't.
-        """
+    def begin(self, needed: int) -> None:
+        """Edits begin, which need so many bytes of a chip's DRAM beside weights."""
         for other in self._all:
             if other is not self and other.mesh.device is self.mesh.device:
-                other._release()
-        if free != self._left_free:
-            self._release()
+                other._change()
+        self._look()
         traced = [call.traced is not None for call in self._calls.values()]
-        if not (self._steady and can_trace() and spare >= (0 if any(traced) else ROOM)):
+        if not (self._steady and can_trace() and (any(traced) or self._free() >= needed + ROOM)):
             self._release()
         elif not all(traced):
             self._release()
             for call in self._calls.values():
                 call.place(self.mesh)
-        self._steady, self._left_free = True, None
-
-    def end(self, free: int) -> None:
-        """Edits have ended, and left so much."""
-        self._left_free = free
+        self._steady = True
 
     def __call__(self, name: str, model: FromHost, *arguments):
         """What a model makes of arguments, on the device. The next call of the model may write over it."""
         x, form = model.host_input(*arguments)
         call = self._calls.get(name)
         if call is None or call.form is not form:
-            self._steady &= call is None
-            self._release()
+            self.forget(name)
             call = self._calls[name] = _Call(model, x, form)
-        if self._before_replays not in (None, self._free()):
-            self._release()  # something has come since, and may lie where they write
+        self._look()
         try:
             made = call(x)
-            self._before_replays = self._free() if call.traced else None
-            return made
         except BaseException:
             self.forget(name)  # it may not have run to its end, without which nothing can be captured
             raise
+        if call.traced:
+            self._left = self._free()
+        return made
 
     def forget(self, name: str) -> None:
-        """A model comes to the device, leaves it, or fails."""
-        self._release()
+        """A model comes to the device, leaves it, fails, or gets inputs of another form."""
+        self._change()
         self._calls.pop(name, None)
 
     def _free(self) -> int:
         """Bytes of a chip's DRAM."""
         return dram_bytes(self.mesh.device)[0]
 
+    def _look(self) -> None:
+        """Whether something has come to the device, or gone from it, since the last replay."""
+        if self._left not in (None, self._free()):
+            self._change()
+
+    def _change(self) -> None:
+        """Of what traces rest on."""
+        self._release()
+        self._steady = False
+
     def _release(self) -> None:
-        self._before_replays = None
+        self._left = None
         for call in self._calls.values():
             call.release()
+
+    def __del__(self):
+        if is_open(self.mesh.device):
+            self._release()
 
 
 class _Call:

@@ -104,16 +104,17 @@ def test_an_edit_that_is_broken_off_leaves_no_trace(tiny_checkpoint, mesh_device
             raise ZeroDivisionError
 
     pipe = load(tiny_checkpoint, mesh_device)
-    run(pipe)
-    free = dram_bytes(mesh_device)
+    for _ in range(3):  # by which those are there that stay
+        run(pipe)
+    free, kept = dram_bytes(mesh_device), set(mesh_device.traces)
     with pytest.raises(ZeroDivisionError):
         run(pipe, callback_on_step_end=fail)
-    assert dram_bytes(mesh_device) == free and not mesh_device.traces
+    assert dram_bytes(mesh_device) == free and mesh_device.traces == kept
     edits = pipe.dispatch(**FAST)
     while next(edits).step < 3:
         pass
     edits.close()
-    assert dram_bytes(mesh_device) == free and not mesh_device.traces
+    assert dram_bytes(mesh_device) == free and mesh_device.traces == kept
 
 
 @pytest.mark.parametrize("name", [SLOW_DISPATCH, "TT_METAL_MOCK_CLUSTER_DESC_PATH", "TT_METAL_SIMULATOR"])

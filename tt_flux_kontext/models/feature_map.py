@@ -68,6 +68,7 @@ class Conv2d:
         # and keep those. From row-major order it need not.
         row_major = x.width % ttnn.TILE_SIZE != 0
         if self.prepared_for != (x.height, x.width):
+            self.prepared_for = None
             self.weight, self.bias = self.host_weight, self.host_bias
             self.blocks, self.slices = self._cut(x, padding, tiled=not row_major)
         values, (height, width), (self.weight, self.bias) = ttnn.conv2d(

@@ -12,7 +12,7 @@ class FromHost:
     device: "ttnn.MeshDevice"
 
     def host_input(self, *arguments) -> "tuple[ttnn.Tensor, object]":
-        """What arguments are to the device, still on the host, and their form: an object, the same while it is kept."""
+        """What arguments are to the device, still on the host, and their form: of equal ones the same object."""
         raise NotImplementedError
 
     def on_device(self, x: "ttnn.Tensor", form):
