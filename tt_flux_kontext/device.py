@@ -13,8 +13,9 @@ from tt_flux_kontext.backend import EMULATED_SYSTEMS, choose, ttnn
 from tt_flux_kontext.mesh import system
 
 L1_SMALL_SIZE = 32768  # bytes a core: the sliding-window tables of ttnn.conv2d
-_open: "list[ttnn.MeshDevice]" = []  # by `open_device`, with parts of them
 TORCH_DEVICE = "TT_FLUX_KONTEXT_TORCH_DEVICE"  # environment variable: where torch computes for the emulated device
+
+_open: "list[ttnn.MeshDevice]" = []  # by `open_device`, and their parts
 
 
 def choose_device(name: str | None = None) -> tuple[str, str]:

@@ -168,8 +168,11 @@ class Editor:
             for row in token_ids(self.tokenizer_2, text.t5, edit.max_sequence_length, "T5")
         ]
         made = iter((yield from self._run("t5", zip(ids), _matrix)))
-        given = [[None] * len(text.t5) if text.embeds is None else text.embeds for text in edit.texts]
-        return [next(made) if context is None else context for context in chain(*given)]
+        return [
+            context
+            for text in edit.texts
+            for context in (islice(made, len(text.t5)) if text.embeds is None else text.embeds)
+        ]
 
     def _encode_images(self, images: Sequence[torch.Tensor]) -> Iterator[str | Phase]:
         """Returns packed latents [R, C] of each, one per picture."""

@@ -105,7 +105,7 @@ class Replays:
         self._left: int | None = None  # free by the last replay, if all traces are still there
 
     def begin(self, needed: int) -> None:
-        """Edits begin, which need so many bytes of a chip's DRAM beside weights."""
+        """Edits begin, which need so many bytes of a chip's DRAM beside weights. Now or never inputs get places."""
         for other in self._all:
             if other is not self and other.mesh.device is self.mesh.device:
                 other._change()

@@ -136,12 +136,12 @@ class T5Encoder(FromHost):
         return self.parallel.partition(bias, dim=1)
 
     def host_input(self, ids: torch.Tensor) -> "tuple[ttnn.Tensor, ttnn.Tensor]":
-        """ids: int64 [S], padding included. Their form are the buckets of their positions."""
+        """ids: int64 [S], padding included. Returns them, uint32 [1, S], and the buckets of their positions."""
         ids = ttnn.from_torch(ids[None], dtype=ttnn.uint32, layout=ttnn.ROW_MAJOR_LAYOUT)
         return ids, self.buckets(ids.shape[1])
 
     def on_device(self, ids: "ttnn.Tensor", buckets: "ttnn.Tensor") -> "ttnn.Tensor":
-        """Returns the last hidden state, bfloat16 [1, 1, S, d_model]."""
+        """ids: uint32 [1, S]. buckets: uint32 [S, S]. Returns the last hidden state, bfloat16 [1, 1, S, d_model]."""
         position_bias = self.position_bias(buckets)
         x = ttnn.reshape(self.embedding(ids), (1, 1, ids.shape[1], self.config.d_model))
         for layer in self.layers:

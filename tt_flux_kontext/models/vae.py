@@ -182,12 +182,15 @@ class Encoder(FromHost):
             self.blocks.append(Conv2d(weights, "quant_conv", moments, moments, kernel=1, padding=(0, 0, 0, 0)))
 
     def host_input(self, image: torch.Tensor) -> tuple["ttnn.Tensor", Rows]:
-        """image: float [channels, height, width], -1 to 1."""
+        """image: float [channels, height, width], -1 to 1.
+
+        Returns it in bfloat16, as `Rows.on_host` has it with a row around, and the rows.
+        """
         rows = self.rows(*image.shape[1:])
         return rows.on_host(image.permute(1, 2, 0), ttnn.bfloat16, tiled=False, around=1), rows
 
     def moments(self, image: "ttnn.Tensor", rows: Rows) -> FeatureMap:
-        """Mean and log variance side by side."""
+        """Mean and log variance side by side. image: of `host_input`, on the device."""
         x = FeatureMap(image, rows.here + 2, rows.width, rows)
         for block in self.blocks:
             x = block(x)
@@ -242,14 +245,17 @@ class Decoder(FromHost):
         return x._replace(values=ttnn.to_layout(x.values, ttnn.ROW_MAJOR_LAYOUT))
 
     def host_input(self, latents: torch.Tensor, height: int, width: int) -> tuple["ttnn.Tensor", Rows]:
-        """latents: float32 [tokens, 4 C] from the transformer, of a picture of height x width pixels."""
+        """latents: float32 [tokens, 4 C] from the transformer, of a picture of height x width pixels.
+
+        Returns them as `Rows.on_host` has tokens, float32 in tiles, and the rows of the map that they unpack to.
+        """
         scale = self.config.scale_factor
         rows = self.rows(height // scale, width // scale)
         tokens = latents.view(rows.height // 2, rows.width // 2, -1)
         return rows.resized(rows.here // 2).on_host(tokens, ttnn.float32), rows
 
     def on_device(self, latents: "ttnn.Tensor", rows: Rows) -> FeatureMap:
-        """Returns a picture for `to_picture`."""
+        """latents: of `host_input`, on the device. Returns a picture; `to_picture` brings it to the host."""
         x = unpack(latents, rows.here, rows.width)
         values = ttnn.add(ttnn.multiply(x.values, 1 / self.config.scaling_factor), self.config.shift_factor or 0.0)
         return self.decode(to_bfloat16(x._replace(values=values, rows=rows)))
